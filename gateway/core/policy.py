@@ -1,0 +1,78 @@
+"""What a scheduling policy is: one required function and up to three optional ones, and what it may ask of the fleet.
+
+A policy is one file in gateway/policies/ offering `policy(chance: Random) -> Policy`; its file name is its name in the configuration
+and in `slo-gateway simulate --policy`. It holds no lock, no clock and no socket, and keeps its state inside `policy()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Ticket
+
+if TYPE_CHECKING:
+    from gateway.core.fleet import Instance
+
+
+class Verdict(Enum):
+    """What `place` may answer besides an instance."""
+
+    WAIT = "wait"  # keep the ticket where it is
+    LATE = "late"  # cannot be saved any more: behind all that can
+
+
+WAIT, LATE = Verdict.WAIT, Verdict.LATE
+
+
+class Fleet(Protocol):
+    """What a policy may ask. Implemented by core/fleet.Fleet."""
+
+    def open_instances(self, ticket: Ticket) -> Sequence[Instance]:
+        """Instances that serve the ticket's model (fallbacks after it), are healthy, not draining, not tried, and have a free slot."""
+        ...
+
+    def instances(self, ticket: Ticket) -> Sequence[Instance]:
+        """The same without asking for a free slot."""
+        ...
+
+    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
+        """What `instance` would take for `ticket` if started now, with what runs there."""
+        ...
+
+    def savable(self, ticket: Ticket, now_s: float) -> bool:
+        """Could some instance, were it idle, still keep every promise?"""
+        ...
+
+
+@dataclass(slots=True)
+class Policy:
+    """`order` ranks tickets inside one class queue (static per ticket), `urgency` ranks the heads of the queues (least first)."""
+
+    place: Callable[[Ticket, Fleet, float], Instance | Verdict]
+    order: Callable[[Ticket], float] = lambda ticket: ticket.ttft_deadline_at_s
+    urgency: Callable[[Ticket, float], float] = lambda ticket, now_s: ticket.slack_s(now_s)
+    learn: Callable[[Placement, Outcome], None] | None = None
+    # Policies that bind at arrival (what most routers do) never wait: every request goes to an instance at once, whatever its limit.
+    early_binding: bool = False
+
+
+class Predictor(Protocol):
+    """What the core asks of predict/; joined in serve.py and simulate/run.py. The core works without one (`None`): then only limits,
+    tiers and deadlines decide."""
+
+    def expected_output_tokens(self, ticket: Ticket) -> float: ...
+
+    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction: ...
+
+    def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
+        """What an idle instance of this kind would take: decides whether the ticket is savable at all."""
+        ...
+
+    def started(self, placement: Placement, instance: Instance, now_s: float) -> None: ...
+
+    def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None: ...
+
+    def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None: ...
