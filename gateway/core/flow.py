@@ -178,8 +178,9 @@ class Outcome:
     None = did not happen or cannot be known (a non-streaming client sees E2E only)."""
 
     result: Result
-    fail_reason: FailReason | None = None
-    status: int = 200
+    fail_reason: FailReason | None = None  # with FAILED
+    refuse_reason: RefuseReason | None = None  # with REFUSED
+    status: int = 200  # as sent to the client; 4xx of an engine is the caller's own mistake and no miss
     queue_s: float = 0.0
     ttft_s: float | None = None
     tpot_s: float | None = None  # (last - first) / (output_tokens - 1)
