@@ -1,0 +1,111 @@
+"""One stream's tokens on the clock: the first one, every gap after it, and the p95 of its own gaps.
+
+The relay calls `delta` once per read that carried content; everything measured per chunk happens there. What counts as a content delta
+is openai/sse.py's business, what a promise is worth attainment.py's.
+"""
+
+from __future__ import annotations
+
+from math import ceil, log2
+
+from gateway.measure.attainment import Cell
+from gateway.measure.histogram import middle_s
+
+
+class Stopwatch:
+    """Made by the relay when the stream's request is sent to its instance.
+
+    Gaps: one sample per content delta after the first read. `k` deltas that arrive in one read, `g` seconds after the read before,
+    are `k` samples of `g / k`: how the network or the engine happens to bundle events does not change the pace of tokens, and the
+    sum of samples is always last - first, which is what a client outside computes its TPOT from. Deltas beside the first one in the
+    first read have no pace to tell and are not sampled.
+
+    With `choices` > 1 one step of the engine sends a delta for each choice, bundled or not: a gap is the time of `choices` deltas.
+    """
+
+    __slots__ = (
+        "_cell",
+        "_choices",
+        "_gaps",
+        "_itl_target_s",
+        "_over",
+        "_pending",
+        "_step_at_s",
+        "_zeros",
+        "deltas",
+        "first_at_s",
+        "last_at_s",
+    )
+
+    def __init__(self, cell: Cell, itl_target_s: float, choices: int = 1) -> None:
+        self._cell = cell
+        self._itl_target_s = itl_target_s
+        self._choices = choices
+        self._gaps: dict[int, int] = {}  # bucket -> samples, as in Histogram
+        self._zeros = 0
+        self._over = 0  # samples above the target: decides `attained_strict` exactly
+        self._pending = 0  # deltas of a step that some choices have not reached; only with several choices
+        self._step_at_s = 0.0
+        self.first_at_s = 0.0  # 0 = no content yet
+        self.last_at_s = 0.0
+        self.deltas = 0
+
+    def delta(self, now_s: float, deltas: int = 1) -> None:
+        """A read at `now_s` carried `deltas` (>= 1) content deltas."""
+        gap_s = now_s - self.last_at_s
+        self.last_at_s = now_s
+        if self.deltas == 0:
+            self.first_at_s = self._step_at_s = now_s
+            self.deltas = deltas
+            return
+        self.deltas += deltas
+        if self._choices != 1:
+            self._pending += deltas
+            deltas, self._pending = divmod(self._pending, self._choices)
+            if deltas == 0:
+                return  # the time runs on until every choice has had its token
+            gap_s = now_s - self._step_at_s
+            self._step_at_s = now_s
+        if deltas != 1:
+            gap_s /= deltas
+        # What follows is Histogram.record, written out for two arrays at once: this runs for every chunk of every stream.
+        itl = self._cell.now.itl
+        if gap_s <= 0.0:
+            itl.zeros += deltas
+            self._zeros += deltas
+            return
+        bucket = ceil(log2(gap_s) * 32.0) - 1
+        gaps = self._gaps
+        gaps[bucket] = gaps.get(bucket, 0) + deltas
+        counts = itl.counts
+        counts[bucket] = counts.get(bucket, 0) + deltas
+        itl.sum_s += gap_s * deltas
+        if bucket in itl.inside:
+            itl.count_edges(bucket, gap_s, deltas)
+        if gap_s > self._itl_target_s:
+            self._over += deltas
+
+    def itl_p95_s(self) -> float | None:
+        """The nearest-rank p95 of this stream's own gaps, None without any. At most 1.09 % off, and on the right side of the ITL
+        target exactly."""
+        samples = self._zeros + sum(self._gaps.values())
+        if not samples:
+            return None
+        rank = ceil(0.95 * samples - 1e-9)
+        so_far, p95_s = self._zeros, 0.0
+        for bucket in sorted(self._gaps) if so_far < rank else ():
+            so_far += self._gaps[bucket]
+            if so_far >= rank:
+                p95_s = middle_s(bucket)
+                break
+        if self._over <= samples - rank:
+            return min(p95_s, self._itl_target_s)
+        return p95_s if p95_s > self._itl_target_s else self._itl_target_s * 1.000001
+
+    def tpot_s(self, output_tokens: int) -> float | None:
+        """(last - first) / (tokens of one choice - 1); `output_tokens` as the engine's usage says, or the deltas counted. None for
+        fewer than two tokens."""
+        each = output_tokens / self._choices
+        if each <= 1.0 or self.last_at_s == self.first_at_s:
+            return None
+        return (self.last_at_s - self.first_at_s) / (each - 1.0)
