@@ -1,0 +1,433 @@
+"""How long an instance will take: time to the first token and between tokens, learnt online from what the gateway itself sees.
+
+Two small linear models per `InstanceSpec.predictor_key` (GPU, model, engine configuration), shared by all instances of the key, and a
+multiplicative bias per instance for each. They begin at shipped facts (step times `a, b, c, d`, see config/gpus.yaml) and are corrected by
+every first token and by the pace at which residents' tokens arrive. Nothing is scraped, so nothing is stale.
+
+- One step (a token for every resident), seconds: `a + b * sequences + c * context + d * prompt tokens prefilled in it`.
+- First token, seconds from the sending: `1, new, new^2, ahead, first step, further steps`: `new` are prompt tokens without a warm prefix,
+  `ahead` the prompt tokens the engine reads before ours, both in thousands, and a step is what the first model says of the residents.
+
+What depends on the instance alone is kept ready in `Load` and renewed when something starts, answers or ends there, so that asking for one
+more instance costs about a microsecond. How long outputs are and which prompts are warm is left to lengths.py and prefix.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.core.flow import Placement
+from gateway.predict.regression import Drift, RatioQuantiles, Regression
+
+# Step times in milliseconds: a + b * sequences + c * context_tokens / 1000 + d * prefill_tokens / 1000.
+StepFacts = tuple[float, float, float, float]
+
+UNKNOWN_GPU: StepFacts = (15.0, 0.01, 0.2, 120.0)  # between an A100 and an L40S
+
+# Prompt tokens an engine reads in one step: vLLM's default for online serving. Only the shape of the prior depends on it.
+CHUNK_K = 2.048
+# An instance's share of time spent on prompts is averaged over this long: several requests, yet shorter than a shift of the workload.
+PREFILL_MEMORY_S = 10.0
+# A pace is judged over at least this many tokens; fewer, and the step in progress when the window opened weighs too much.
+PACE_TOKENS = 8
+LONG_PACE_TOKENS = 96
+# From then on only every fourth sample moves the shared model, unless it is off: the bias follows all of them, at a tenth of the cost.
+SETTLED_SAMPLES = 256
+# Cached figures of an instance are renewed by events, and after this long without one (contexts grow, other workers report).
+FRESH_S = 0.5
+REDEPLOYED_SAMPLES = 20
+MAX_INSTANCES = 4096
+
+
+class KeyModel:
+    """What is known of one kind of instance."""
+
+    __slots__ = ("first", "first_ratio", "step")
+
+    def __init__(self, facts: StepFacts) -> None:
+        a, b, c, d = (max(fact, 1e-4) / 1000 for fact in facts)
+        self.step = Regression([a, b, c, d], [a, 4 * b + a / 50, c, d])
+        # The first token costs its prompt, a step and on average half a step's wait, and a step more per further chunk.
+        self.first = Regression([0.002, d, 0.0, d, 1.0, 1.0], [0.01, d, d / 20, d, 0.5, 0.7])
+        self.first_ratio = RatioQuantiles()
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self.step.state(), "first": self.first.state(), "first_ratio": self.first_ratio.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step.restore(state["step"])
+        self.first.restore(state["first"])
+        self.first_ratio.restore(state["first_ratio"])
+
+    def fork(self, step_ratio: float, first_ratio: float) -> KeyModel:
+        """A model of its own for an instance that has become another engine than its kind: same shape, new doubt."""
+        fork = KeyModel(UNKNOWN_GPU)
+        fork.step, fork.first = self.step.scaled(step_ratio), self.first.scaled(1.0)
+        weights, spread, ratio = fork.first.weights, fork.first.spread, first_ratio
+        for index in range(4):  # the step enters the first token's model as a feature and is scaled already
+            weights[index] *= ratio
+            spread[index] *= max(ratio, 1.0)
+        return fork
+
+
+class Note:
+    """What was believed when a placement started (`Placement.features`), to learn from when the truth is known."""
+
+    __slots__ = ("context_tokens", "expected_first_at_s", "features", "first_steps", "itl_s", "new_tokens", "sequences", "warm_tokens")
+
+    def __init__(self, features: list[float], context_tokens: int, new_tokens: float, warm_tokens: float, sequences: int) -> None:
+        self.features = features
+        self.context_tokens = context_tokens
+        self.new_tokens = new_tokens
+        self.warm_tokens = warm_tokens
+        self.sequences = sequences
+        self.expected_first_at_s = 0.0
+        self.first_steps = -1.0  # the instance's step count at its first token, < 0 = none yet
+        self.itl_s = 0.0
+
+
+class Load:
+    """What runs on one instance by our own count, and the figures derived from it."""
+
+    __slots__ = (
+        "_key",
+        "at_s",
+        "base_s",
+        "context_k",
+        "decoding",
+        "fresh_at_s",
+        "further_s",
+        "others",
+        "pace_context_s",
+        "pace_from",
+        "pace_prefilled",
+        "pace_seqs_s",
+        "pace_since_s",
+        "pending",
+        "per_ahead_s",
+        "per_new2_s",
+        "per_new_s",
+        "prefill_at_s",
+        "prefill_ratio",
+        "private",
+        "probe",
+        "prompt_tokens",
+        "step_drift",
+        "step_s",
+        "step_weights",
+        "steps",
+        "steps_at_first",
+        "ttft_drift",
+        "waiting_at_s",
+        "waiting_k",
+    )
+
+    def __init__(self, key: KeyModel) -> None:
+        self._key = key
+        self.private = False
+        self.ttft_drift = Drift()
+        self.step_drift = Drift()
+        self.pending: deque[Placement] = deque()  # sent, no first token yet, in the order the engine reads them
+        self.decoding = 0
+        self.prompt_tokens = 0  # of the decoding ones
+        # Steps done so far, as we reckon: residents' output = steps now - steps at their first token, without visiting each of them.
+        self.steps = 0.0
+        self.steps_at_first = 0.0  # summed over the decoding ones
+        self.at_s = 0.0
+        self.waiting_k = 0.0  # prompt tokens ahead of a newcomer, thousands, as of waiting_at_s
+        self.waiting_at_s = 0.0
+        self.prefill_ratio = 0.0  # share of recent time the engine spent on prompts
+        self.prefill_at_s = 0.0
+        self.others = (0, 0, 0)
+        # The pace of one resident between two looks at it.
+        self.probe: Placement | None = None
+        self.pace_from = 0
+        self.pace_since_s = 0.0
+        self.pace_seqs_s = 0.0
+        self.pace_context_s = 0.0
+        self.pace_prefilled = 0.0
+        self.step_s = 0.01
+        self.context_k = 0.0
+        self.fresh_at_s = -1.0
+        self.base_s = self.per_new_s = self.per_new2_s = self.per_ahead_s = self.further_s = 0.0
+        self.step_weights: list[float] = []
+
+    @property
+    def key(self) -> KeyModel:
+        return self._key
+
+    # ---- time passes
+
+    def advance(self, now_s: float) -> None:
+        """Let residents grow and waiting prompts be read, up to now."""
+        took_s = now_s - self.at_s
+        if took_s <= 0:
+            return
+        self.at_s = now_s
+        if self.decoding:
+            rate = (1.0 - self.prefill_ratio_at(now_s)) / self.step_s
+            self.steps += took_s * rate
+            self.pace_seqs_s += took_s * self.decoding
+            self.pace_context_s += took_s * self.context_k
+            self.context_k += took_s * rate * self.decoding / 1000
+        pending = self.pending
+        while pending and not pending[0].ticket.request.stream and pending[0].features.expected_first_at_s <= now_s:
+            self._answers(pending.popleft())  # nobody will tell us of its first token
+
+    def ahead_k(self, now_s: float) -> float:
+        """Prompt tokens the engine has yet to read before a newcomer's, thousands."""
+        waiting_k = self.waiting_k
+        if waiting_k:
+            waiting_k -= (now_s - self.waiting_at_s) / (self.per_ahead_s + self.further_s / CHUNK_K + 1e-9)
+            if waiting_k < 0.0:
+                waiting_k = 0.0
+        return waiting_k + self.others[1] / 1000
+
+    def prefill_ratio_at(self, now_s: float) -> float:
+        """Share of recent time spent on prompts, 0..0.8."""
+        if not self.prefill_ratio:
+            return 0.0
+        return min(self.prefill_ratio * math.exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S), 0.8)
+
+    def refresh(self, now_s: float) -> None:
+        """Renew the cached figures."""
+        key = self._key
+        self.step_weights = a, b, c, _ = key.step.weights
+        self.fresh_at_s = now_s
+        others_seqs, _, others_context = self.others
+        self.context_k = max((self.prompt_tokens + self.decoding * self.steps - self.steps_at_first) / 1000, 0.0)
+        decoding = self.decoding + others_seqs
+        plain_s = a + b * decoding + c * (self.context_k + others_context / 1000)
+        self.step_s = max(plain_s * self.step_drift.value, 1e-4)
+        w0, w_new, w_new2, w_ahead, w_first, w_further = key.first.weights
+        bias = self.ttft_drift.value
+        self.base_s = bias * (w0 + w_first * plain_s * (1.5 if decoding else 1.0))
+        self.per_new_s = bias * w_new
+        self.per_new2_s = bias * w_new2
+        self.per_ahead_s = bias * w_ahead
+        self.further_s = bias * w_further * plain_s
+
+    # ---- what it would take
+
+    def ttft_s(self, new_k: float, now_s: float) -> float:
+        """Expected time to the first token of a prompt with `new_k` thousand unread tokens, sent now, seconds."""
+        if now_s - self.fresh_at_s > FRESH_S:
+            self.advance(now_s)
+            self.refresh(now_s)
+        ahead_k = self.ahead_k(now_s) if self.waiting_k or self.others[1] else 0.0
+        total_k = new_k + ahead_k
+        took_s = self.base_s + new_k * (self.per_new_s + self.per_new2_s * new_k) + ahead_k * self.per_ahead_s
+        if total_k > CHUNK_K:
+            took_s += self.further_s * (total_k / CHUNK_K - 0.5)
+        return took_s
+
+    def itl_s(self, sequences: int, context_k: float, now_s: float) -> float:
+        """Expected mean gap of `sequences` more residents with this much context, if prompts keep coming as of late, seconds."""
+        _, b, c, _ = self.step_weights or self._key.step.weights
+        took_s = self.step_s + (b * (sequences + len(self.pending)) + c * context_k) * self.step_drift.value
+        return took_s / (1.0 - self.prefill_ratio_at(now_s)) if self.prefill_ratio else took_s
+
+    def idle_ttft_s(self, new_k: float) -> float:
+        """The first token of a request that is alone."""
+        a, b, c, _ = self._key.step.weights
+        step_s = a + b + c * new_k
+        w0, w_new, w_new2, _, w_first, w_further = self._key.first.weights
+        further = new_k / CHUNK_K - 0.5 if new_k > CHUNK_K else 0.0
+        return self.ttft_drift.value * (w0 + new_k * (w_new + w_new2 * new_k) + step_s * (w_first + w_further * further))
+
+    def idle_itl_s(self, context_k: float) -> float:
+        """The mean gap of a request that is alone."""
+        a, b, c, _ = self._key.step.weights
+        return self.step_drift.value * (a + b + c * context_k)
+
+    # ---- what happened
+
+    def note(self, context_tokens: int, warm_tokens: float, sequences: int, now_s: float) -> Note:
+        """What the models look at for a request starting now. Comes before `starts`."""
+        a, b, c, _ = self._key.step.weights
+        new_k = max(context_tokens - warm_tokens, 1.0) / 1000
+        ahead_k = self.ahead_k(now_s)
+        total_k = new_k + ahead_k
+        decoding = self.decoding + self.others[0]
+        step_s = a + b * decoding + c * (self.context_k + self.others[2] / 1000)
+        further = total_k / CHUNK_K - 0.5 if total_k > CHUNK_K else 0.0
+        features = [1.0, new_k, new_k * new_k, ahead_k, step_s * (1.5 if decoding else 1.0), step_s * further]
+        note = Note(features, context_tokens, new_k * 1000, warm_tokens, sequences)
+        note.expected_first_at_s = now_s + self._key.first.predict(features) * self.ttft_drift.value
+        return note
+
+    def starts(self, placement: Placement, now_s: float) -> None:
+        """A prompt was sent there; `placement.features` is its note."""
+        self.waiting_k = max(self.ahead_k(now_s) - self.others[1] / 1000, 0.0) + placement.features.new_tokens / 1000
+        self.waiting_at_s = now_s
+        self.pending.append(placement)
+
+    def answers(self, placement: Placement, now_s: float) -> bool:
+        """Its first token is here. False when it was not waited for (a stray or second call)."""
+        try:
+            self.pending.remove(placement)
+        except ValueError:
+            return False
+        # First come, first served: what was sent after it is what is left to read.
+        self.waiting_k = sum(waiting.features.new_tokens for waiting in self.pending) / 1000
+        self.waiting_at_s = now_s
+        self._answers(placement)
+        spent_s = placement.features.new_tokens / 1000 * self.per_new_s
+        self.prefill_ratio = self.prefill_ratio_at(now_s) + spent_s / PREFILL_MEMORY_S
+        self.prefill_at_s = now_s
+        return True
+
+    def _answers(self, placement: Placement) -> None:
+        note: Note = placement.features
+        self.decoding += note.sequences
+        self.prompt_tokens += note.context_tokens
+        self.steps_at_first += self.steps * note.sequences
+        note.first_steps = self.steps
+        self.pace_prefilled += note.new_tokens / 1000
+
+    def ends(self, placement: Placement, now_s: float) -> None:
+        """It is over, however it ended."""
+        note: Note = placement.features
+        if note.first_steps < 0:
+            if placement in self.pending:
+                self.pending.remove(placement)
+                self.waiting_k = max(self.ahead_k(now_s) - (self.others[1] + note.new_tokens) / 1000, 0.0)
+                self.waiting_at_s = now_s
+        else:
+            self.decoding -= note.sequences
+            self.prompt_tokens -= note.context_tokens
+            self.steps_at_first -= note.first_steps * note.sequences
+            if self.decoding <= 0:
+                self.decoding = self.prompt_tokens = 0
+                self.steps = self.steps_at_first = 0.0
+        if self.probe is placement:
+            self.probe = None
+
+    def pace(self, residents: Any) -> tuple[list[float], float] | None:
+        """Features and seconds of one step since the last look, when enough tokens came; and a new look begins."""
+        probe = self.probe
+        if probe is None:
+            for placement in residents:
+                if placement.first_token_at_s > 0.0 and placement.ticket.request.n == 1:
+                    self._look(placement)
+                    break
+            return None
+        tokens = probe.output_tokens - self.pace_from
+        if tokens < PACE_TOKENS or (self.pending and tokens < LONG_PACE_TOKENS):
+            return None  # too few, or a prompt half read: the long window can bear that
+        took_s = probe.last_token_at_s - self.pace_since_s
+        looked_s = max(self.at_s - self.pace_since_s, 1e-6)
+        others_seqs, _, others_context = self.others
+        sequences = self.pace_seqs_s / looked_s + others_seqs
+        context_k = self.pace_context_s / looked_s + others_context / 1000
+        sample = [1.0, sequences, context_k, self.pace_prefilled / tokens], took_s / tokens
+        self._look(probe)
+        return sample if took_s > 0 else None
+
+    def _look(self, placement: Placement) -> None:
+        self.probe = placement
+        self.pace_from = placement.output_tokens
+        self.pace_since_s = placement.last_token_at_s or placement.first_token_at_s
+        # What passed between that token and now belongs to the next window as well.
+        early_s = max(self.at_s - self.pace_since_s, 0.0)
+        self.pace_seqs_s = self.decoding * early_s
+        self.pace_context_s = self.context_k * early_s
+        self.pace_prefilled = 0.0
+
+    # ---- what it teaches
+
+    def learn_pace(self, features: list[float], took_s: float) -> None:
+        """One step took this long, with these residents and prompts."""
+        step = self._key.step
+        drift = self.step_drift
+        predicted_s = step.predict(features)
+        if predicted_s <= 0:
+            return
+        ratio = took_s / predicted_s
+        drift.follow(ratio / drift.value)
+        if step.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
+            step.learn(features, took_s / drift.value)
+        self._redeployed()
+
+    def learn_first(self, note: Note, took_s: float) -> None:
+        """The first token took this long from the sending."""
+        key, drift = self._key, self.ttft_drift
+        predicted_s = key.first.predict(note.features)
+        if predicted_s <= 0 or took_s <= 0:
+            return
+        ratio = took_s / predicted_s
+        key.first_ratio.add(ratio / drift.value)
+        drift.follow(ratio / drift.value)
+        if key.first.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
+            key.first.learn(note.features, took_s / drift.value)
+        self._redeployed()
+
+    def _redeployed(self) -> None:
+        """Far from its kind for long: another engine answers at this address now, so it is learnt anew and on its own."""
+        if self.step_drift.far < REDEPLOYED_SAMPLES and self.ttft_drift.far < REDEPLOYED_SAMPLES:
+            return
+        self._key = self._key.fork(self.step_drift.value, self.ttft_drift.value)
+        self.private = True
+        self.step_drift, self.ttft_drift = Drift(), Drift()
+
+
+class Latencies:
+    """All instances' loads and their kinds' models. `facts`: step times by predictor key; unknown keys begin at UNKNOWN_GPU."""
+
+    def __init__(self, facts: Mapping[str, StepFacts]) -> None:
+        self._facts = dict(facts)
+        self.keys: dict[str, KeyModel] = {}
+        self.loads: dict[str, Load] = {}
+        self._kept: dict[str, Any] = {}
+
+    def load(self, instance_id: str, predictor_key: str) -> Load:
+        """The load of an instance, made on first sight."""
+        found = self.loads.get(instance_id)
+        if found is not None:
+            return found
+        if len(self.loads) >= MAX_INSTANCES:
+            idle = next((name for name, load in self.loads.items() if not load.decoding and not load.pending), None)
+            if idle is not None:
+                del self.loads[idle]
+        load = self.loads[instance_id] = Load(self._key(predictor_key))
+        kept = self._kept.pop(instance_id, None)
+        if kept is not None:
+            load.ttft_drift.value, load.step_drift.value = float(kept["ttft"]), float(kept["step"])
+            if kept.get("own"):
+                load._key = KeyModel(UNKNOWN_GPU)
+                load._key.restore(kept["own"])
+                load.private = True
+        else:
+            # A new sibling is expected to be as far from the facts as those that are known.
+            load.ttft_drift.value, load.step_drift.value = self._siblings(load)
+        return load
+
+    def _key(self, predictor_key: str) -> KeyModel:
+        key = self.keys.get(predictor_key)
+        if key is None:
+            key = self.keys[predictor_key] = KeyModel(self._facts.get(predictor_key, UNKNOWN_GPU))
+        return key
+
+    def _siblings(self, newcomer: Load) -> tuple[float, float]:
+        alike = [load for load in self.loads.values() if load.key is newcomer.key and load is not newcomer and load.ttft_drift.samples > 8]
+        if not alike:
+            return 1.0, 1.0
+        middle = len(alike) // 2
+        return sorted(load.ttft_drift.value for load in alike)[middle], sorted(load.step_drift.value for load in alike)[middle]
+
+    def state(self) -> dict[str, Any]:
+        """Everything learnt, as plain values. What runs at the moment is not part of it."""
+        instances = {
+            name: {"ttft": load.ttft_drift.value, "step": load.step_drift.value, "own": load.key.state() if load.private else None}
+            for name, load in self.loads.items()
+        }
+        return {"keys": {name: key.state() for name, key in self.keys.items()}, "instances": {**self._kept, **instances}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave. ValueError or KeyError when it does not fit."""
+        for name, saved in state["keys"].items():
+            self._key(name).restore(saved)
+        self._kept = dict(state["instances"])

@@ -1,0 +1,140 @@
+"""Joins latencies, lengths, prompts and prefixes into what the core asks of a predictor (core/policy.Predictor).
+
+One object per process; serve.py and simulate/run.py make it and hand it to the core. Saved and loaded as plain JSON by whoever owns files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Result, Ticket
+from gateway.predict.latency import Latencies, Load, StepFacts
+from gateway.predict.lengths import Lengths
+from gateway.predict.prefix import PrefixMemory
+from gateway.predict.prompts import PromptRatios
+
+STATE_VERSION = 1
+
+
+class LearningPredictor:
+    """Predictions for decisions, learnt from outcomes. `ttft_quantile_p90`: promise first tokens at the 90th percentile of past misses
+    (the default) or at their middle; `length_share`: the quantile of output lengths to plan with."""
+
+    def __init__(self, facts: Mapping[str, StepFacts], *, cautious: bool = True, length_share: float = 0.5) -> None:
+        self.latencies = Latencies(facts)
+        self.lengths = Lengths(length_share)
+        self.prompts = PromptRatios()
+        self.prefixes = PrefixMemory()
+        self.cautious = cautious
+
+    def _load(self, spec: InstanceSpec) -> Load:
+        return self.latencies.loads.get(spec.instance_id) or self.latencies.load(spec.instance_id, spec.predictor_key)
+
+    # ---- asked by the core and its policies
+
+    def expected_output_tokens(self, ticket: Ticket) -> float:
+        """Output tokens to plan with, within what the caller allows."""
+        request, tag = ticket.request, ticket.tag
+        return self.lengths.expected(request.tenant, request.app, tag.use_case, tag.output_tokens, request.max_output_tokens)
+
+    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
+        """What `instance` would take for `ticket` if it were sent now, beside what runs there."""
+        spec = instance.spec
+        load = self.latencies.loads.get(spec.instance_id) or self.latencies.load(spec.instance_id, spec.predictor_key)
+        request = ticket.request
+        prompt_tokens = request.prompt_tokens
+        new_tokens = prompt_tokens
+        if request.prefix_hashes:
+            new_tokens = prompt_tokens - int(self.prefixes.warm_tokens(spec.instance_id, request.prefix_hashes, prompt_tokens))
+        if instance.others_in_flight or load.others[0]:
+            load.others = (instance.others_in_flight, instance.others_unprefilled_tokens, instance.others_context_tokens)
+        expected_s = load.ttft_s(new_tokens / 1000, now_s)
+        output_tokens = ticket.expected_output_tokens
+        itl_s = load.itl_s(request.n, (prompt_tokens + output_tokens * 0.5) * request.n / 1000, now_s)
+        ttft_s = expected_s * load.key.first_ratio.p90 if self.cautious else expected_s
+        return Prediction(ttft_s, itl_s, expected_s + (output_tokens - 1.0) * itl_s if output_tokens > 1.0 else expected_s)
+
+    def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
+        """What an idle instance of this kind would take."""
+        load = self._load(spec)
+        prompt_tokens, output_tokens = ticket.request.prompt_tokens, ticket.expected_output_tokens
+        ttft_s = load.idle_ttft_s(prompt_tokens / 1000)
+        itl_s = load.idle_itl_s((prompt_tokens + output_tokens * 0.5) / 1000)
+        return Prediction(ttft_s, itl_s, ttft_s + max(output_tokens - 1.0, 0.0) * itl_s)
+
+    # ---- told by the core
+
+    def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
+        """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
+        load = self._load(instance.spec)
+        self._look(load, instance, now_s)
+        request = placement.ticket.request
+        warm_tokens = 0.0
+        if request.prefix_hashes:
+            warm_tokens = self.prefixes.warm_tokens(instance.spec.instance_id, request.prefix_hashes, request.prompt_tokens)
+            self.prefixes.sent(instance.spec.instance_id, request.prefix_hashes)
+        note = load.note(request.prompt_tokens, warm_tokens, request.n, now_s)
+        context_k = (request.prompt_tokens + placement.ticket.expected_output_tokens * 0.5) / 1000
+        note.itl_s = load.itl_s(request.n, context_k, now_s)
+        placement.features = note
+        load.starts(placement, now_s)
+        load.refresh(now_s)
+
+    def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:
+        """The engine has answered."""
+        load = self._load(instance.spec)
+        note = placement.features
+        if note is None:
+            return
+        self._look(load, instance, now_s)
+        if not load.answers(placement, now_s):
+            return
+        took_s = now_s - placement.started_at_s
+        if note.warm_tokens * load.per_new_s > 0.2 * took_s:
+            spared = (load.key.first.predict(note.features) * load.ttft_drift.value - took_s) / (note.warm_tokens * load.per_new_s)
+            trust = self.prefixes.trust_ratio(instance.spec.instance_id)
+            self.prefixes.learn(instance.spec.instance_id, trust * (1.0 + spared))
+        else:
+            load.learn_first(note, took_s)
+        load.refresh(now_s)
+
+    def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
+        """It is over: its length is learnt if it completed, and its place is free."""
+        load = self._load(instance.spec)
+        if placement.features is not None:
+            self._look(load, instance, now_s)
+            load.ends(placement, now_s)
+            load.refresh(now_s)
+        request, tag = placement.ticket.request, placement.ticket.tag
+        if outcome.result is Result.COMPLETED and outcome.output_tokens > 0:
+            capped = request.max_output_tokens is not None and outcome.output_tokens >= request.max_output_tokens
+            self.lengths.learn(request.tenant, request.app, tag.use_case, outcome.output_tokens, capped)
+
+    def _look(self, load: Load, instance: Instance, now_s: float) -> None:
+        load.advance(now_s)
+        sample = load.pace(instance.residents)
+        if sample is not None:
+            load.learn_pace(*sample)
+
+    # ---- kept over restarts
+
+    def state(self) -> dict[str, Any]:
+        """All that was learnt, as plain JSON values."""
+        return {
+            "version": STATE_VERSION,
+            "latencies": self.latencies.state(),
+            "lengths": self.lengths.state(),
+            "prompts": self.prompts.state(),
+            "prefixes": self.prefixes.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave. ValueError when another version saved it: then the priors are the better start."""
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(f"saved predictions are of version {state.get('version')}, this gateway reads {STATE_VERSION}")
+        self.latencies.restore(state["latencies"])
+        self.lengths.restore(state["lengths"])
+        self.prompts.restore(state["prompts"])
+        self.prefixes.restore(state["prefixes"])
