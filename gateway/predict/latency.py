@@ -33,7 +33,7 @@ CHUNK_K = 2.048
 PREFILL_MEMORY_S = 10.0
 # A pace is judged over at least this many tokens; fewer, and the step in progress when the window opened weighs too much.
 PACE_TOKENS = 8
-LONG_PACE_TOKENS = 96
+LONG_PACE_TOKENS = 400
 # From then on only every fourth sample moves the shared model, unless it is off: the bias follows all of them, at a tenth of the cost.
 SETTLED_SAMPLES = 256
 # Cached figures of an instance are renewed by events, and after this long without one (contexts grow, other workers report).
