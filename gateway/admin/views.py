@@ -1,0 +1,179 @@
+"""What the control endpoints may ask of the running gateway, and the shapes they answer with.
+
+`Views` is implemented by serve.py over the live objects; nothing here computes or keeps anything. The models are the admin API's schema:
+durations in seconds, ratios 0..1, money in US dollars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.core.flow import SloTargets
+from gateway.measure.attainment import Attainment
+
+
+class View(BaseModel):
+    """A value that is read, never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelView(View):
+    """A model that applications may ask for."""
+
+    id: str
+    aliases: tuple[str, ...] = ()
+
+
+class InstanceView(View):
+    """One engine address and what runs on it now."""
+
+    instance_id: str
+    pool: str
+    tier: str
+    model: str
+    gpu: str
+    usd_per_hour: float
+    in_flight: int = Field(description="requests this gateway has there")
+    limit: int = Field(description="requests it may have there")
+    saturation_ratio: float = Field(description="in flight over limit, or the predictor's better knowledge; 1 is full")
+    healthy: bool
+    draining: bool = Field(description="gets nothing new; what runs there finishes")
+    ejected_for_s: float = Field(0.0, description="left out after failures for this much longer")
+    unprefilled_tokens: int = Field(0, description="prompt tokens sent there that have no first token yet")
+    context_tokens: int = Field(0, description="prompt and output tokens of what runs there")
+
+
+class QueueView(View):
+    """One queue: the requests of a class for a model that wait for a slot."""
+
+    model: str
+    experience_class: str
+    requests: int
+    bytes: int
+    oldest_s: float = Field(description="how long the oldest has waited")
+    late: int = Field(0, description="of these, requests that can no longer meet their SLO")
+
+
+class ReloadView(View):
+    """What a reload did. On failure the old configuration goes on."""
+
+    ok: bool
+    changed: tuple[str, ...] = Field((), description="what is different now, one sentence each")
+    problems: tuple[str, ...] = Field((), description="why the file was refused: file:line:column, what, and what was expected")
+
+
+class VersionView(View):
+    """What runs here."""
+
+    version: str
+    python: str
+    mode: str
+    policy: str
+    started_unix_s: float
+    uptime_s: float
+    config_hash: str = ""
+
+
+class DrainView(View):
+    """The state of an instance after it was told to drain or to come back."""
+
+    instance_id: str
+    draining: bool
+
+
+class Latency(View):
+    """Percentiles of one latency. `target_s` is there when all requests in the row were promised the same."""
+
+    samples: int
+    p50_s: float | None = None
+    p95_s: float | None = None
+    p99_s: float | None = None
+    target_s: float | None = None
+    within_ratio: float | None = Field(None, description="share of samples within the target, exact")
+
+
+class SloRow(View):
+    """What one class, use case, pool or tenant got."""
+
+    name: str
+    experience_class: str | None = Field(None, description="when the row is a use case: the class of its requests")
+    offered: int = Field(description="completed + refused + failed; what attainment is over")
+    completed: int
+    attained: int
+    attained_ratio: float | None = Field(description="attained over offered; none when nothing was offered")
+    attained_strict_ratio: float | None = Field(description="the same with the p95 of a request's own gaps instead of its TPOT")
+    goodput_per_s: float = Field(description="attained requests a second")
+    missed: dict[str, int] = Field(description="completed requests that missed: ttft, itl, e2e; one may miss several")
+    refused: dict[str, int] = Field(description="by reason")
+    failed: dict[str, int] = Field(description="by reason")
+    client_gone: int = Field(description="left by the client; not offered")
+    client_error: int = Field(description="the caller's own mistakes, as an engine said; not offered")
+    degraded: int = Field(description="took a looser class instead of a refusal")
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    latencies: dict[str, Latency] = Field(description="ttft, itl, tpot, e2e, queue; empty for tenants")
+
+
+class SloReport(View):
+    """Attainment and latencies over the last `covered_s` seconds."""
+
+    window_s: float = Field(description="what was asked for")
+    covered_s: float = Field(description="what the answer covers: whole windows of ten seconds or a minute, and the open one")
+    by: str
+    objective_ratio: float = Field(0.95, description="attainment that is promised")
+    usd_per_hour: float = Field(description="what all instances cost")
+    rows: tuple[SloRow, ...]
+    total: SloRow
+
+
+class Views(Protocol):
+    """The running gateway, as the control endpoints see it. Every method returns at once; only `reload` may take its time."""
+
+    attainment: Attainment
+
+    def now_s(self) -> float:
+        """The core's clock."""
+        ...
+
+    def version(self) -> VersionView: ...
+
+    def authorised(self, authorization: str | None) -> bool:
+        """May a caller with this Authorization header see the models? True for all when no keys are configured."""
+        ...
+
+    def models(self) -> list[ModelView]: ...
+
+    def not_ready(self) -> str:
+        """Why no traffic should be sent here now, "" when it should: draining, or no instance that could serve."""
+        ...
+
+    def metrics(self) -> Iterator[str]:
+        """The text of /metrics in pieces, each made in well under a millisecond."""
+        ...
+
+    def fleet(self) -> list[InstanceView]: ...
+
+    def queues(self) -> list[QueueView]: ...
+
+    def targets(self, use_case: str, experience_class: str) -> SloTargets | None:
+        """What a use case is promised in a class; None when the catalogue no longer knows them."""
+        ...
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """The decisions about one request (core/trail), None when it is unknown or forgotten."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """The configuration in force, defaults included, secrets redacted."""
+        ...
+
+    async def reload(self) -> ReloadView: ...
+
+    def drain(self, instance_id: str, draining: bool) -> bool:
+        """Stop or resume giving work to an instance; False when there is none of that name."""
+        ...
