@@ -48,16 +48,16 @@ def middle_s(bucket: int) -> float:
 class Edges:
     """Where a histogram counts exactly. Built once from configuration and shared by all histograms of one kind."""
 
-    __slots__ = ("inside", "key", "values_s")
+    __slots__ = ("buckets", "inside", "key", "values_s")
 
     def __init__(self, values_s: Iterable[float]) -> None:
         self.values_s: tuple[float, ...] = tuple(sorted({float(value) for value in values_s}))
         if self.values_s and not SMALLEST_S <= self.values_s[0] <= self.values_s[-1] <= LARGEST_S:
             raise ValueError(f"an edge must lie between {SMALLEST_S} and {LARGEST_S} seconds, not {self.values_s}")
+        self.buckets = tuple(bucket_of(edge) for edge in self.values_s)
         # bucket -> the edges that cut it, with their positions
         self.inside: dict[int, tuple[tuple[float, int], ...]] = {}
-        for position, edge in enumerate(self.values_s):
-            bucket = bucket_of(edge)
+        for position, (edge, bucket) in enumerate(zip(self.values_s, self.buckets, strict=True)):
             self.inside[bucket] = (*self.inside.get(bucket, ()), (edge, position))
         self.key = zlib.crc32(array("d", self.values_s).tobytes())
 
@@ -117,12 +117,11 @@ class Histogram:
         result = []
         items = sorted(self.counts.items())
         reached, so_far = 0, self.zeros
-        for position, edge in enumerate(self.edges.values_s):
-            bucket = bucket_of(edge)
+        for bucket, below in zip(self.edges.buckets, self.below, strict=True):
             while reached < len(items) and items[reached][0] < bucket:
                 so_far += items[reached][1]
                 reached += 1
-            result.append(so_far + self.below[position])
+            result.append(so_far + below)
         return result
 
     def quantile(self, q: float) -> float | None:

@@ -1,0 +1,84 @@
+"""The text of /metrics, written by hand in small pieces: rendering it at once would hold every stream up.
+
+The format is Prometheus' text format 0.0.4. What is in it is instruments.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gateway.core.flow import Endpoint
+from gateway.measure.attainment import Attainment, CellKey
+from gateway.measure.histogram import Histogram
+from gateway.measure.tally import Tally
+from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Reading, Sources
+
+MAX_LABEL_CHARS = 256
+
+
+def render(attainment: Attainment, sources: Sources) -> Iterator[str]:
+    """All metrics, in pieces that take well under a millisecond each. Labels come from configuration and catalogue, never from
+    a caller's words, so their number is bounded."""
+    totals: list[tuple[CellKey, str, Tally]] = []
+    for cell in list(attainment.cells.values()):
+        totals.append((cell.key, _labels(CellKey._fields, cell.key), cell.total()))
+        yield ""
+    by_operation: dict[str, list[Tally]] = {}
+    for key, _, tally in totals:
+        by_operation.setdefault(_gen_ai_labels(key), []).append(tally)
+    for metric in METRICS:
+        yield f"# HELP {metric.name} {metric.about}\n# TYPE {metric.name} {metric.kind}\n"
+        match metric:
+            case CellCounter():
+                for _, labels, tally in totals:
+                    yield _counter(metric, labels, tally)
+            case CellHistogram():
+                for _, labels, tally in totals:
+                    yield _histogram(metric.name, labels, metric.of(tally))
+            case GenAiHistogram():
+                for labels, tallies in by_operation.items():
+                    merged = metric.of(tallies[0]).copy()
+                    for tally in tallies[1:]:
+                        merged.merge(metric.of(tally))
+                        yield ""
+                    yield _histogram(metric.name, labels, merged, metric.edges_s)
+            case Reading():
+                samples = metric.of(sources, (key for key, _, _ in totals))
+                yield "".join(f"{metric.name}{_braced(_labels(metric.labels, values))} {figure:.15g}\n" for values, figure in samples)
+
+
+def _counter(metric: CellCounter, labels: str, tally: Tally) -> str:
+    if not metric.by:
+        return "".join(f"{metric.name}{{{labels}}} {count}\n" for count in metric.of(tally).values())
+    return "".join(f'{metric.name}{{{labels},{metric.by}="{value}"}} {count}\n' for value, count in metric.of(tally).items())
+
+
+def _histogram(name: str, labels: str, histogram: Histogram, edges_s: tuple[float, ...] | None = None) -> str:
+    if not histogram:
+        return ""
+    head = f'{name}_bucket{{{labels},le="'
+    lines = [
+        f'{head}{edge}"}} {count}\n'
+        for edge, count in zip(histogram.edges.values_s, histogram.cumulative(), strict=True)
+        if edges_s is None or edge in edges_s
+    ]
+    count = histogram.count
+    lines.append(f'{head}+Inf"}} {count}\n{name}_sum{{{labels}}} {histogram.sum_s:.9g}\n{name}_count{{{labels}}} {count}\n')
+    return "".join(lines)
+
+
+def _gen_ai_labels(key: CellKey) -> str:
+    names = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+    return _labels(names, (OPERATIONS[Endpoint(key.endpoint)], PROVIDER, key.model))
+
+
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
+
+
+def _braced(labels: str) -> str:
+    return f"{{{labels}}}" if labels else ""
+
+
+def _escaped(value: str) -> str:
+    return value[:MAX_LABEL_CHARS].replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

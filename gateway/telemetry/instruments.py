@@ -1,0 +1,356 @@
+"""Every metric of the gateway, one row each: name, kind, unit, labels, and what it is of. To add one, add a row.
+
+/metrics (exposition.py), OTLP (otlp.py) and docs/metrics.md are all made from these rows, so that they cannot differ. Names are written
+as in Prometheus; in OTLP the unit is a field of its own and the underscores of the prefix are dots (`slo_gateway.ttft`, unit `s`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.core.flow import Endpoint, FailReason, RefuseReason, SloTargets
+from gateway.measure.attainment import CellKey
+from gateway.measure.histogram import OTEL_DURATION_EDGES_S, OTEL_TPOT_EDGES_S, OTEL_TTFT_EDGES_S, Histogram
+from gateway.measure.tally import Tally
+
+CELL_LABELS = CellKey._fields
+RESULTS = ("attained", "missed", "refused", "failed", "client_gone", "client_error")
+SLIS = ("ttft", "itl", "e2e")
+TOKEN_TYPES = ("input", "cached", "output")
+SIGNALS = ("metrics", "traces", "request_log")
+PROVIDER = "slo_gateway"  # gen_ai.provider.name has no value for one's own servers; a custom one is allowed
+
+# The GenAI operation an endpoint is; /v1/responses and /v1/messages are chat by another protocol.
+OPERATIONS = {
+    Endpoint.CHAT: "chat",
+    Endpoint.COMPLETIONS: "text_completion",
+    Endpoint.RESPONSES: "chat",
+    Endpoint.EMBEDDINGS: "embeddings",
+    Endpoint.MESSAGES: "chat",
+}
+
+Samples = Iterable[tuple[tuple[str, ...], float]]  # values of a row's labels, with the figure
+
+
+class InstanceLoad(Protocol):
+    """What the gauges read of an instance; admin/views.InstanceView is one."""
+
+    @property
+    def instance_id(self) -> str: ...
+    @property
+    def pool(self) -> str: ...
+    @property
+    def tier(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def gpu(self) -> str: ...
+    @property
+    def usd_per_hour(self) -> float: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def saturation_ratio(self) -> float: ...
+    @property
+    def healthy(self) -> bool: ...
+    @property
+    def draining(self) -> bool: ...
+
+
+class QueueLoad(Protocol):
+    """What the gauges read of a queue; admin/views.QueueView is one."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def experience_class(self) -> str: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def oldest_s(self) -> float: ...
+
+
+class Sources(Protocol):
+    """Where gauges and the process's own counters come from; implemented by serve.py over the live objects."""
+
+    def fleet(self) -> Iterable[InstanceLoad]: ...
+
+    def queues(self) -> Iterable[QueueLoad]: ...
+
+    def targets(self, use_case: str, experience_class: str) -> SloTargets | None: ...
+
+    def not_ready(self) -> str: ...
+
+    def labels(self) -> tuple[str, str, str]:
+        """Version, mode and policy."""
+        ...
+
+    def connections(self) -> int:
+        """Open client connections."""
+        ...
+
+    def limit_hits(self) -> Mapping[str, int]:
+        """How often each limit of the configuration turned a client away, by its key (`header_bytes`, `connections_per_ip`, ...)."""
+        ...
+
+    def dropped(self) -> Mapping[str, int]:
+        """Telemetry that was given up instead of waiting: by signal."""
+        ...
+
+    def started_unix_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CellHistogram:
+    """A latency, per cell."""
+
+    name: str
+    about: str
+    of: Callable[[Tally], Histogram]
+    labels: tuple[str, ...] = CELL_LABELS
+    unit: str = "s"
+    kind: str = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class GenAiHistogram:
+    """The same samples under the GenAI conventions' name, added up per operation and model, with their boundaries."""
+
+    name: str
+    otel_name: str
+    about: str
+    of: Callable[[Tally], Histogram]
+    edges_s: tuple[float, ...]
+    labels: tuple[str, ...] = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+    unit: str = "s"
+    kind: str = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class CellCounter:
+    """A count that only grows, per cell; `of` gives the value for each value of the label `by` ("" = without one)."""
+
+    name: str
+    about: str
+    of: Callable[[Tally], Mapping[str, int]]
+    by: str = ""
+    values: tuple[str, ...] = ()  # what `by` may be
+    unit: str = "1"
+    kind: str = "counter"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*CELL_LABELS, self.by) if self.by else CELL_LABELS
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A gauge or counter read from the live objects when it is asked for."""
+
+    name: str
+    about: str
+    labels: tuple[str, ...]
+    of: Callable[[Sources, Iterable[CellKey]], Samples]
+    unit: str = "1"
+    kind: str = "gauge"
+
+
+Metric = CellHistogram | GenAiHistogram | CellCounter | Reading
+
+
+def _results(tally: Tally) -> Mapping[str, int]:
+    return {
+        "attained": tally.attained,
+        "missed": tally.completed - tally.attained,
+        "refused": sum(tally.refused.values()),
+        "failed": sum(tally.failed.values()),
+        "client_gone": tally.client_gone,
+        "client_error": tally.client_error,
+    }
+
+
+def _per_instance(figure: Callable[[InstanceLoad], float]) -> Callable[[Sources, Iterable[CellKey]], Samples]:
+    return lambda sources, _: [((i.pool, i.tier, i.model, i.instance_id), figure(i)) for i in sources.fleet()]
+
+
+def _per_queue(figure: Callable[[QueueLoad], float]) -> Callable[[Sources, Iterable[CellKey]], Samples]:
+    return lambda sources, _: [((q.model, q.experience_class), figure(q)) for q in sources.queues()]
+
+
+def _pool_costs(sources: Sources, _: Iterable[CellKey]) -> Samples:
+    costs: dict[tuple[str, ...], float] = {}
+    for instance in sources.fleet():
+        labels = (instance.pool, instance.tier, instance.gpu)
+        costs[labels] = costs.get(labels, 0.0) + instance.usd_per_hour
+    return costs.items()
+
+
+def _targets(sources: Sources, cells: Iterable[CellKey]) -> Samples:
+    for use_case, experience_class in sorted({(key.use_case, key.experience_class) for key in cells}):
+        targets = sources.targets(use_case, experience_class)
+        if targets is not None:
+            for sli in SLIS:
+                yield (use_case, experience_class, sli), getattr(targets, f"{sli}_s")
+
+
+_INSTANCE = ("pool", "tier", "model", "instance")
+_QUEUE = ("model", "experience_class")
+
+METRICS: tuple[Metric, ...] = (
+    # What users got, against what they were promised.
+    CellCounter(
+        "slo_gateway_requests_total",
+        "Requests by how they ended. Attainment is attained over attained + missed + refused + failed; the other two are not offered.",
+        of=_results,
+        by="result",
+        values=RESULTS,
+    ),
+    CellCounter(
+        "slo_gateway_attained_strict_total",
+        "Requests that attained their SLO when ITL is read as the p95 of the request's own gaps instead of its TPOT.",
+        of=lambda tally: {"": tally.attained_strict},
+    ),
+    CellCounter(
+        "slo_gateway_missed_total",
+        "Completed requests that missed a target, by which; a request may miss several.",
+        of=lambda tally: {"ttft": tally.missed_ttft, "itl": tally.missed_itl, "e2e": tally.missed_e2e},
+        by="sli",
+        values=SLIS,
+    ),
+    CellCounter(
+        "slo_gateway_refused_total",
+        "Requests refused before any engine saw them, by reason.",
+        of=lambda tally: tally.refused,
+        by="reason",
+        values=tuple(reason.value for reason in RefuseReason),
+    ),
+    CellCounter(
+        "slo_gateway_failed_total",
+        "Requests that were started and did not complete, by reason.",
+        of=lambda tally: tally.failed,
+        by="reason",
+        values=tuple(reason.value for reason in FailReason),
+    ),
+    CellCounter(
+        "slo_gateway_degraded_total",
+        "Requests that took a looser class instead of a refusal, as their caller allowed; under the class they were served as.",
+        of=lambda tally: {"": tally.degraded},
+    ),
+    CellHistogram(
+        "slo_gateway_ttft_seconds",
+        "Last byte of a streamed request read to its first content token sent, completed requests.",
+        of=lambda tally: tally.ttft,
+    ),
+    CellHistogram(
+        "slo_gateway_itl_seconds",
+        "Gap between content tokens, one sample a gap, as it happens.",
+        of=lambda tally: tally.itl,
+    ),
+    CellHistogram(
+        "slo_gateway_tpot_seconds",
+        "(last token - first token) / (output tokens - 1), one sample a completed stream.",
+        of=lambda tally: tally.tpot,
+    ),
+    CellHistogram(
+        "slo_gateway_e2e_seconds",
+        "Last byte of the request read to last byte sent, completed requests.",
+        of=lambda tally: tally.e2e,
+    ),
+    CellHistogram(
+        "slo_gateway_queue_seconds",
+        "Time in the gateway's own queue before the request was sent to an engine, completed requests.",
+        of=lambda tally: tally.queue,
+    ),
+    CellCounter(
+        "slo_gateway_tokens_total",
+        "Tokens by type, as engines report them or else as counted; cached ones are part of the input.",
+        of=lambda tally: {"input": tally.prompt_tokens, "cached": tally.cached_tokens, "output": tally.output_tokens},
+        by="token_type",
+        values=TOKEN_TYPES,
+    ),
+    # The same under the names other LLM servers use.
+    GenAiHistogram(
+        "gen_ai_server_request_duration_seconds",
+        "gen_ai.server.request.duration",
+        "slo_gateway_e2e_seconds per operation and model.",
+        of=lambda tally: tally.e2e,
+        edges_s=OTEL_DURATION_EDGES_S,
+    ),
+    GenAiHistogram(
+        "gen_ai_server_time_to_first_token_seconds",
+        "gen_ai.server.time_to_first_token",
+        "slo_gateway_ttft_seconds per operation and model.",
+        of=lambda tally: tally.ttft,
+        edges_s=OTEL_TTFT_EDGES_S,
+    ),
+    GenAiHistogram(
+        "gen_ai_server_time_per_output_token_seconds",
+        "gen_ai.server.time_per_output_token",
+        "slo_gateway_tpot_seconds per operation and model.",
+        of=lambda tally: tally.tpot,
+        edges_s=OTEL_TPOT_EDGES_S,
+    ),
+    # What is promised, and how things stand.
+    Reading(
+        "slo_gateway_target_seconds",
+        "What is promised at p95, for every use case and class that has had a request.",
+        ("use_case", "experience_class", "sli"),
+        _targets,
+        unit="s",
+    ),
+    Reading("slo_gateway_instance_in_flight", "Requests this gateway has on an instance.", _INSTANCE, _per_instance(lambda i: i.in_flight)),
+    Reading("slo_gateway_instance_limit", "Requests it may have there.", _INSTANCE, _per_instance(lambda i: i.limit)),
+    Reading(
+        "slo_gateway_instance_saturation_ratio",
+        "How full an instance is; 1 is full.",
+        _INSTANCE,
+        _per_instance(lambda i: i.saturation_ratio),
+    ),
+    Reading("slo_gateway_instance_healthy", "1 when an instance answers its health checks.", _INSTANCE, _per_instance(lambda i: i.healthy)),
+    Reading(
+        "slo_gateway_instance_draining",
+        "1 when an instance is given nothing new.",
+        _INSTANCE,
+        _per_instance(lambda i: i.draining),
+    ),
+    Reading("slo_gateway_pool_usd_per_hour", "What a pool's instances cost.", ("pool", "tier", "gpu"), _pool_costs),
+    Reading("slo_gateway_queue_requests", "Requests that wait for a slot.", _QUEUE, _per_queue(lambda q: q.requests)),
+    Reading("slo_gateway_queue_bytes", "Bytes of their bodies.", _QUEUE, _per_queue(lambda q: q.bytes), unit="By"),
+    Reading("slo_gateway_queue_oldest_seconds", "How long the oldest has waited.", _QUEUE, _per_queue(lambda q: q.oldest_s), unit="s"),
+    # The process itself.
+    Reading("slo_gateway_ready", "1 when traffic should be sent here.", (), lambda sources, _: [((), not sources.not_ready())]),
+    Reading("slo_gateway_connections", "Open client connections.", (), lambda sources, _: [((), sources.connections())]),
+    Reading(
+        "slo_gateway_limit_hits_total",
+        "Clients turned away by a limit, by its key in the configuration.",
+        ("limit",),
+        lambda sources, _: [((name,), count) for name, count in sources.limit_hits().items()],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_telemetry_dropped_total",
+        "Data points, spans and log lines given up because their destination was slow or gone.",
+        ("signal",),
+        lambda sources, _: [((name,), count) for name, count in sources.dropped().items()],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_start_time_seconds",
+        "When this process started, in Unix time.",
+        (),
+        lambda sources, _: [((), sources.started_unix_s())],
+        unit="s",
+    ),
+    Reading(
+        "slo_gateway_info",
+        "Always 1; the labels say what runs here.",
+        ("version", "mode", "policy"),
+        lambda sources, _: [(sources.labels(), 1)],
+    ),
+)
