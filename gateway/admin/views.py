@@ -100,7 +100,7 @@ class SloRow(View):
     """What one class, use case, pool or tenant got."""
 
     name: str
-    experience_class: str | None = Field(None, description="when the row is a use case: the class of its requests")
+    experience_class: str | None = Field(None, description="when the row is a use case: the class of its requests, if it is one")
     offered: int = Field(description="completed + refused + failed; what attainment is over")
     completed: int
     attained: int
