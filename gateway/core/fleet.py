@@ -1,29 +1,53 @@
 """The instances as the core sees them: who serves what, how loaded each is by our own exact count, and slots given and taken back.
 
-The figures are what the gateway itself knows at this moment (never scraped, never stale); other workers' load is added by state/
-through `others_*`. What an instance will *take* is the predictor's business.
+The figures are what the gateway itself knows at this moment (never scraped, never stale); other workers' load is told by state/
+through `others`. What an instance will *take* is the predictor's business, whether to use it the policy's.
+
+In-flight counts sequences: a request for n choices occupies n places in the engine's batch and n slots under the limit. One that asks for more
+choices than a limit has slots may start alone on an empty instance, or it could never start at all.
+
+Everything a decision reads is kept ready as events come in. For each model there is one list of open instances per class rank, so that
+a decision touches no instance it may not use: a class sees an instance only while its saturation is below the class's ceiling.
 """
 
 from __future__ import annotations
 
-from gateway.core.flow import InstanceSpec, Placement
+from collections.abc import Iterable, Sequence
+from math import inf
+
+from gateway.core.flow import InstanceSpec, Placement, Prediction, Ticket
+from gateway.core.policy import Predictor
+
+# An instance that comes back from the dead has cold caches and may die again: it starts with a quarter of its slots and has them
+# all after half a minute, which is what load balancers call slow start.
+SLOW_START_S = 30.0
+SLOW_START_RATIO = 0.25
+
+# Without a predictor nothing is known to be too slow: only limits, tiers and deadlines decide.
+UNKNOWN = Prediction(0.0, 0.0, 0.0)
 
 
 class Instance:
     """One engine address and what runs on it. Owned and changed by the core only; policies and predictors read."""
 
     __slots__ = (
-        "batch_opened_at_s",
         "context_tokens",
         "draining",
-        "ejected_until_s",
+        "forming",
+        "forming_until_s",
         "healthy",
         "in_flight",
+        "itl_targets",
         "limit",
+        "offered_ranks",
         "others_context_tokens",
         "others_in_flight",
         "others_unprefilled_tokens",
         "residents",
+        "returned_at_s",
+        "room",
+        "serving",
+        "slots",
         "spec",
         "tightest_itl_s",
         "unprefilled_tokens",
@@ -33,21 +57,328 @@ class Instance:
     def __init__(self, spec: InstanceSpec) -> None:
         self.spec = spec
         self.usd_per_hour = spec.usd_per_hour
-        self.limit = spec.limit_start
+        self.limit = spec.limit_start  # sequences it should hold at most, moved by the controller
+        self.slots = spec.limit_start  # how many of them may be used now: fewer after a return from the dead
         self.in_flight = 0  # sequences of ours
         self.unprefilled_tokens = 0  # prompt tokens of ours without a first token yet
-        self.context_tokens = 0  # prompt tokens of residents + output tokens as of the last event or tick
-        self.tightest_itl_s = float("inf")  # the smallest ITL target among residents
-        self.residents: set[Placement] = set()
+        self.context_tokens = 0  # prompt tokens of residents + output tokens as of the last tick
+        self.tightest_itl_s = inf  # the smallest ITL target among residents
+        self.itl_targets: dict[float, int] = {}  # how many residents have each target
+        self.residents: dict[Placement, None] = {}  # in the order they came, so that the same events give the same answers
+        self.forming: list[Placement] = []  # residents whose start is held back until a batch has formed
+        self.forming_until_s = inf  # when the first of them cannot wait any longer
         self.healthy = True
         self.draining = False
-        self.ejected_until_s = 0.0
-        self.batch_opened_at_s = 0.0
+        self.returned_at_s = -inf
         self.others_in_flight = 0
         self.others_unprefilled_tokens = 0
         self.others_context_tokens = 0
+        self.serving: Serving | None = None  # where it is listed, None while it takes no new work
+        self.room: tuple[int, ...] = ()  # by sequences in flight: how many class ranks, tightest first, may start one more
+        self.offered_ranks = 0  # the ranks it is listed as open for now
+
+    def __repr__(self) -> str:
+        return f"<{self.spec.instance_id} {self.in_flight}/{self.slots}>"
 
     @property
     def saturation_ratio(self) -> float:
-        """0..1 and above: in-flight over the limit. The predictor may offer a better one."""
-        return (self.in_flight + self.others_in_flight) / self.limit if self.limit else 1.0
+        """0..1 and above: in-flight over the slots in use. The predictor may offer a better one."""
+        return (self.in_flight + self.others_in_flight) / self.slots if self.slots else 1.0
+
+
+class Serving:
+    """The instances that take new work for one model, and for each class rank those with room for it."""
+
+    __slots__ = ("in_flight", "instances", "model", "open")
+
+    def __init__(self, model: str, ranks: int) -> None:
+        self.model = model
+        self.instances: list[Instance] = []
+        self.open: list[list[Instance]] = [[] for _ in range(ranks)]
+        self.in_flight = 0  # sequences of ours on all of them: with the mean service time this gives the drain rate
+
+
+class Fleet:
+    """All instances. `ceilings` are the classes' highest saturation ratios by rank, tightest first."""
+
+    __slots__ = ("_ceilings", "_predictor", "_serving", "by_id", "considered", "leaving")
+
+    def __init__(self, ceilings: Sequence[float], predictor: Predictor | None = None) -> None:
+        self._ceilings = _nested(ceilings)
+        self._predictor = predictor
+        self._serving: dict[str, Serving] = {}
+        self.by_id: dict[str, Instance] = {}
+        self.leaving: list[Instance] = []  # drained ones that still hold residents
+        self.considered: list[tuple[Instance, Prediction]] = []  # what the decision under way has asked for, for its trail
+
+    # ---- what a policy asks (core/policy.Fleet)
+
+    def open_instances(self, ticket: Ticket) -> Sequence[Instance]:
+        """Healthy instances of the ticket's model with a slot that its class may use, without those it failed on. Read, never kept."""
+        serving = self._serving.get(ticket.model)
+        if serving is None:
+            return ()
+        # Work that is late anyway takes only what the loosest class may take: it must not crowd out what can still be saved.
+        found = serving.open[-1 if ticket.late else ticket.tag.rank]
+        n = ticket.request.n
+        if n > 1:
+            found = [i for i in found if i.in_flight + i.others_in_flight + n <= i.slots or not i.in_flight]
+        if ticket.tried:
+            found = [i for i in found if i.spec.instance_id not in ticket.tried]
+        return found
+
+    def instances(self, ticket: Ticket) -> Sequence[Instance]:
+        """The same without asking for a free slot."""
+        serving = self._serving.get(ticket.model)
+        if serving is None:
+            return ()
+        if ticket.tried:
+            return [i for i in serving.instances if i.spec.instance_id not in ticket.tried]
+        return serving.instances
+
+    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
+        """What `instance` would take for `ticket` if started now, with what runs there."""
+        if self._predictor is None:
+            return UNKNOWN
+        prediction = self._predictor.predict(ticket, instance, now_s)
+        self.considered.append((instance, prediction))
+        return prediction
+
+    def savable(self, ticket: Ticket, now_s: float) -> bool:
+        """Could some instance, were it idle, still keep every promise? Asked once per ticket and model, then a comparison."""
+        if ticket.latest_start_at_s < 0.0:
+            ticket.latest_start_at_s = self._latest_start_at_s(ticket)
+        return now_s <= ticket.latest_start_at_s
+
+    def _latest_start_at_s(self, ticket: Ticket) -> float:
+        """0 when no kind of instance could keep the promises even if it started this ticket on arrival."""
+        if self._predictor is None:
+            return ticket.ttft_deadline_at_s
+        latest_at_s = 0.0
+        asked: set[str] = set()
+        itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
+        for instance in self.instances(ticket):
+            key = instance.spec.predictor_key
+            if key in asked:
+                continue
+            asked.add(key)
+            idle = self._predictor.predict_idle(ticket, instance.spec)
+            if idle.itl_s <= itl_target_s:
+                at_s = min(ticket.ttft_deadline_at_s - idle.ttft_s, ticket.e2e_deadline_at_s - idle.e2e_s)
+                if at_s > latest_at_s:
+                    latest_at_s = at_s
+        return latest_at_s
+
+    # ---- slots
+
+    def take(self, instance: Instance, placement: Placement) -> None:
+        """A sequence starts (or is held for a batch): it holds its slots and counts as load from now on."""
+        ticket = placement.ticket
+        request = ticket.request
+        prompt_tokens = request.prompt_tokens
+        placement.instance = instance
+        placement.unprefilled_tokens = prompt_tokens
+        placement.context_tokens = prompt_tokens
+        instance.residents[placement] = None
+        instance.unprefilled_tokens += prompt_tokens
+        instance.context_tokens += prompt_tokens
+        itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
+        counts = instance.itl_targets
+        counts[itl_target_s] = counts.get(itl_target_s, 0) + 1
+        if itl_target_s < instance.tightest_itl_s:
+            instance.tightest_itl_s = itl_target_s
+        in_flight = instance.in_flight = instance.in_flight + request.n
+        serving = instance.serving
+        if serving is not None:
+            serving.in_flight += request.n
+            in_flight += instance.others_in_flight
+            room = instance.room
+            ranks = room[in_flight] if in_flight < len(room) else 0
+            if ranks != instance.offered_ranks:
+                self._offer(instance, serving, ranks)
+
+    def prefilled(self, placement: Placement) -> None:
+        """The engine has answered: this prompt no longer delays others on its instance."""
+        instance = placement.instance
+        if instance is not None:
+            instance.unprefilled_tokens -= placement.unprefilled_tokens
+            placement.unprefilled_tokens = 0
+
+    def give_back(self, placement: Placement) -> Instance | None:
+        """The sequence is over, for whatever reason. None if it was over already: slots are given back once."""
+        instance: Instance | None = placement.instance
+        if instance is None:
+            return None
+        placement.instance = None
+        del instance.residents[placement]
+        if placement.held_until_s:
+            instance.forming.remove(placement)
+            instance.forming_until_s = min((held.held_until_s for held in instance.forming), default=inf)
+        instance.unprefilled_tokens -= placement.unprefilled_tokens
+        placement.unprefilled_tokens = 0
+        instance.context_tokens -= placement.context_tokens
+        ticket = placement.ticket
+        itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
+        counts = instance.itl_targets
+        left = counts[itl_target_s] - 1
+        if left:
+            counts[itl_target_s] = left
+        else:
+            del counts[itl_target_s]
+            if itl_target_s == instance.tightest_itl_s:
+                instance.tightest_itl_s = min(counts, default=inf)
+        n = ticket.request.n
+        in_flight = instance.in_flight = instance.in_flight - n
+        serving = instance.serving
+        if serving is not None:
+            serving.in_flight -= n
+            in_flight += instance.others_in_flight
+            room = instance.room
+            ranks = room[in_flight] if in_flight < len(room) else 0
+            if ranks != instance.offered_ranks:
+                self._offer(instance, serving, ranks)
+        elif instance.draining and not in_flight:
+            self.leaving.remove(instance)
+        return instance
+
+    def count_context(self, instance: Instance) -> None:
+        """Bring the context up to date with what the relay has counted since."""
+        grown_tokens = 0
+        for placement in instance.residents:
+            context_tokens = placement.ticket.request.prompt_tokens + placement.output_tokens
+            grown_tokens += context_tokens - placement.context_tokens
+            placement.context_tokens = context_tokens
+        instance.context_tokens += grown_tokens
+
+    # ---- who serves what
+
+    def serving(self, model: str) -> Serving | None:
+        return self._serving.get(model)
+
+    def models(self) -> Iterable[str]:
+        return self._serving.keys()
+
+    def change(self, specs: Iterable[InstanceSpec]) -> None:
+        """The configured instances are these now: new ones join, known ones take over their new figures, the others are drained. One that
+        serves something else under an old name is a new instance; the old one keeps its residents until they are done."""
+        wanted = {spec.instance_id: spec for spec in specs}
+        for instance_id, instance in list(self.by_id.items()):
+            spec = wanted.get(instance_id)
+            if spec is None or spec.model != instance.spec.model or spec.url != instance.spec.url:
+                self._retire(instance)
+        for instance_id, spec in wanted.items():
+            known = self.by_id.get(instance_id)
+            if known is None:
+                known = self.by_id[instance_id] = Instance(spec)
+                self._list(known)
+            else:
+                limit = spec.limit_start if spec.limit_start != known.spec.limit_start or spec.limit_pinned else known.limit
+                known.spec = spec
+                known.usd_per_hour = spec.usd_per_hour
+                self.set_limit(known, limit)
+
+    def set_health(self, instance: Instance, healthy: bool, now_s: float) -> None:
+        """An unhealthy instance takes no new work; what runs there ends as it ends."""
+        if healthy is instance.healthy:
+            return
+        instance.healthy = healthy
+        if healthy:
+            instance.returned_at_s = now_s
+            self.warm_up(instance, now_s)
+            self._list(instance)
+        else:
+            self._unlist(instance)
+
+    def warm_up(self, instance: Instance, now_s: float) -> None:
+        """More of a returned instance's slots, as time passes without another failure."""
+        passed_s = now_s - instance.returned_at_s
+        if passed_s >= SLOW_START_S:
+            instance.returned_at_s = -inf
+            self._set_slots(instance, instance.limit)
+        else:
+            ratio = SLOW_START_RATIO + (1.0 - SLOW_START_RATIO) * max(0.0, passed_s) / SLOW_START_S
+            self._set_slots(instance, max(1, int(instance.limit * ratio)))
+
+    def set_limit(self, instance: Instance, limit: int) -> None:
+        """Clamped to the bounds of its configuration. Residents above a lowered limit finish in peace."""
+        spec = instance.spec
+        instance.limit = max(spec.limit_min, min(spec.limit_max, limit)) if not spec.limit_pinned else spec.limit_start
+        if instance.returned_at_s == -inf:
+            self._set_slots(instance, instance.limit)
+
+    def others(self, instance: Instance, in_flight: int, unprefilled_tokens: int, context_tokens: int) -> None:
+        """What the other workers have running there, as they last said."""
+        instance.others_in_flight = in_flight
+        instance.others_unprefilled_tokens = unprefilled_tokens
+        instance.others_context_tokens = context_tokens
+        self._refresh(instance)
+
+    def set_ceilings(self, ceilings: Sequence[float]) -> None:
+        """Other classes or ceilings: every instance is offered anew."""
+        self._ceilings = _nested(ceilings)
+        listed = [instance for serving in self._serving.values() for instance in serving.instances]
+        for instance in listed:
+            self._unlist(instance)
+        self._serving.clear()
+        for instance in self.by_id.values():
+            if instance.healthy:
+                self._list(instance)
+
+    def _set_slots(self, instance: Instance, slots: int) -> None:
+        if slots != instance.slots or not instance.room:
+            instance.slots = slots
+            instance.room = self._room(slots)
+            self._refresh(instance)
+
+    def _room(self, slots: int) -> tuple[int, ...]:
+        ceilings = self._ceilings
+        return tuple(sum(in_flight < ceiling * slots for ceiling in ceilings) for in_flight in range(slots))
+
+    def _refresh(self, instance: Instance) -> None:
+        serving = instance.serving
+        if serving is not None:
+            in_flight = instance.in_flight + instance.others_in_flight
+            self._offer(instance, serving, instance.room[in_flight] if in_flight < len(instance.room) else 0)
+
+    def _offer(self, instance: Instance, serving: Serving, ranks: int) -> None:
+        """List it as open for the `ranks` tightest classes, no others."""
+        for rank in range(instance.offered_ranks, ranks):
+            serving.open[rank].append(instance)
+        for rank in range(ranks, instance.offered_ranks):
+            serving.open[rank].remove(instance)
+        instance.offered_ranks = ranks
+
+    def _list(self, instance: Instance) -> None:
+        model = instance.spec.model
+        serving = self._serving.get(model)
+        if serving is None:
+            serving = self._serving[model] = Serving(model, len(self._ceilings))
+        serving.instances.append(instance)
+        serving.in_flight += instance.in_flight
+        instance.serving = serving
+        instance.room = self._room(instance.slots)
+        self._refresh(instance)
+
+    def _unlist(self, instance: Instance) -> None:
+        serving = instance.serving
+        if serving is None:
+            return
+        self._offer(instance, serving, 0)
+        serving.instances.remove(instance)
+        serving.in_flight -= instance.in_flight
+        instance.serving = None
+
+    def _retire(self, instance: Instance) -> None:
+        self._unlist(instance)
+        del self.by_id[instance.spec.instance_id]
+        instance.draining = True
+        if instance.residents:
+            self.leaving.append(instance)
+
+
+def _nested(ceilings: Sequence[float]) -> tuple[float, ...]:
+    """A looser class never gets more room than a tighter one, whatever the configuration says."""
+    nested: list[float] = []
+    for ceiling in ceilings or (1.0,):
+        nested.append(min(ceiling, nested[-1]) if nested else ceiling)
+    return tuple(nested)

@@ -130,6 +130,11 @@ class Ticket:
     degraded_from: str = ""  # the class it asked for, when it accepted a looser one
     placement: Placement | None = None  # while started
     gone: bool = False  # no longer of interest: dropped when next seen
+    model: str = ""  # the model being looked for: the request's, or a fallback once that one cannot serve
+    itl_target_s: float = 0.0  # the mean gap it is scheduled for; 0 = its targets' (a caller that does not stream feels E2E only)
+    latest_start_at_s: float = -1.0  # after this even an idle instance would miss; < 0 = not asked yet
+    expires_at_s: float = 0.0  # end of its time to live in the queue
+    lane: Any = None  # where it waits: core/queues' own, None = it does not
 
     def slack_s(self, now_s: float) -> float:
         """Time left until the first token is due; negative when it is overdue."""
@@ -148,7 +153,7 @@ class Prediction:
         """Would it keep every promise of `ticket` when started at `now_s`?"""
         return (
             now_s + self.ttft_s <= ticket.ttft_deadline_at_s
-            and self.itl_s <= ticket.tag.targets.itl_s
+            and self.itl_s <= (ticket.itl_target_s or ticket.tag.targets.itl_s)
             and now_s + self.e2e_s <= ticket.e2e_deadline_at_s
         )
 
@@ -170,6 +175,9 @@ class Placement:
     output_tokens: int = 0  # counted by the relay
     last_token_at_s: float = 0.0
     features: Any = None  # the predictor's own note of what it looked at, for learning
+    instance: Any = None  # core/fleet's own; None once the slot is given back
+    context_tokens: int = 0  # its share of the instance's context, as last counted
+    held_until_s: float = 0.0  # > 0 while its start waits for a batch to form
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ class Fleet(Protocol):
         ...
 
     def savable(self, ticket: Ticket, now_s: float) -> bool:
-        """Could some instance, were it idle, still keep every promise?"""
+        """Could some instance, were it idle, still keep every promise? Cheap after the first time it is asked for a ticket."""
         ...
 
 
@@ -57,6 +57,8 @@ class Policy:
     learn: Callable[[Placement, Outcome], None] | None = None
     # Policies that bind at arrival (what most routers do) never wait: every request goes to an instance at once, whatever its limit.
     early_binding: bool = False
+    # A baseline as the field knows it: no rank ceilings, no turns between tenants; its own order decides alone.
+    plain: bool = False
 
 
 class Predictor(Protocol):

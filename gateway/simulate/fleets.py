@@ -60,7 +60,7 @@ def fleet(
     specs: list[InstanceSpec] = []
     engines: list[MachineFacts] = []
     facts: dict[str, StepFacts] = {}
-    chance = Random(text)
+    chance = Random(text)  # noqa: S311
     for part in text.split("+"):
         match = _PART.match(part)
         if match is None:

@@ -126,6 +126,18 @@ class Machine:
         """Prompt tokens still to read."""
         return sum(sequence.to_read_tokens for sequence in self.waiting) + sum(sequence.to_read_tokens for sequence in self.reading)
 
+    def unread_after_step(self) -> int:
+        """The same, once the step under way is over."""
+        return self.unread_tokens() - sum(tokens for _, tokens in self._chunks)
+
+    def step_left_s(self, now_s: float) -> float:
+        """Time until the step under way ends, 0 when idle."""
+        if not self._jump:
+            return 0.0
+        if self._jump == 1:
+            return max(self.next_at_s - now_s, 0.0)
+        return max(self._began_at_s + self._took_s(self._steps_in(now_s - self._began_at_s) + 1) - now_s, 0.0)
+
     def submit(self, sequence: Sequence, now_s: float) -> None:
         """A request reaches the engine."""
         self.waiting.append(sequence)

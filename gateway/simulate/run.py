@@ -12,9 +12,9 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from gateway.config.catalog import Catalog
 from gateway.core.decide import Core
@@ -159,7 +159,7 @@ class Simulation:
         jobs: list[Job],
         catalog: Catalog,
         policy: Callable[[Random], Policy],
-        predictor: Predictor | None,
+        predictor: Callable[[dict[str, Machine]], Predictor | None],
         *,
         span_s: float,
         seed: int = 0,
@@ -168,11 +168,12 @@ class Simulation:
         lists_decisions: bool = False,
     ) -> None:
         self.fleet, self.jobs, self.catalog, self.span_s = fleet, jobs, catalog, span_s
-        self.core = Core(settings or core_settings(catalog), policy(Random(seed)), predictor)
+        # Each engine has its own chance, so that what happens on one does not change another.
         self.machines = {
-            spec.instance_id: Machine(facts, Random(f"{seed}/{spec.instance_id}"))
+            spec.instance_id: Machine(facts, Random(f"{seed}/{spec.instance_id}"))  # noqa: S311
             for spec, facts in zip(fleet.specs, fleet.engines, strict=True)
         }
+        self.core = Core(settings or core_settings(catalog), policy(Random(seed)), predictor(self.machines))  # noqa: S311
         self.dead: set[str] = set()
         self.inside: dict[Placement, tuple[Machine, Sequence]] = {}
         self.records: list[Record] = []
@@ -184,7 +185,7 @@ class Simulation:
         self._at(0.0, lambda now_s: self._do(self.core.instances_changed(list(fleet.specs), now_s), now_s))
         self._at(0.0, self._tick)
         for fault in faults:
-            self._at(fault.at_s, lambda now_s, fault=fault: self._fault(fault, now_s))
+            self._at(fault.at_s, partial(self._fault, fault))
 
     def run(self) -> Run:
         """To the end."""

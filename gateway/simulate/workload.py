@@ -65,7 +65,7 @@ class Workload:
 
 def jobs(workload: Workload, catalog: Catalog, rate_per_s: float, span_s: float, seed: int, data: Path | None = None) -> list[Job]:
     """The requests of one run, by arrival. For a replay, `rate_per_s` sets the mean rate (0 = the trace's own)."""
-    chance = Random(f"{seed}/{workload.name}")
+    chance = Random(f"{seed}/{workload.name}")  # noqa: S311
     made = (
         _replayed(workload, catalog, rate_per_s, span_s, chance, data)
         if workload.trace

@@ -1,0 +1,104 @@
+"""From settings and catalogue to the plain values of the core: what it decides by, and the instances it decides about.
+
+The core never sees pydantic. Nothing here checks names: config/load.py has done so for every file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.config.catalog import Catalog
+from gateway.config.gpus import Gpus, shipped_gpus
+from gateway.config.quantities import ConfigModel
+from gateway.config.settings import Settings
+from gateway.core.flow import ClassPolicy, CoreSettings, InstanceSpec, QueueLimits
+
+
+def core_settings(settings: Settings, catalog: Catalog) -> CoreSettings:
+    """Everything of the configuration that decisions depend on."""
+    weights: dict[str, float] = {}
+    for key in settings.keys:
+        tenant = key.tenant or key.id
+        weights[tenant] = max(weights.get(tenant, 0.0), key.weight)
+    return CoreSettings(
+        classes=tuple(
+            ClassPolicy(
+                name=name,
+                rank=class_.rank,
+                ceiling_ratio=class_.ceiling,
+                tiers=class_.tiers,
+                limits=QueueLimits(class_.queue.max_requests, class_.queue.max_bytes, class_.queue.ttl_s),
+                refusable=class_.refusable,
+                targets=catalog.class_targets(name),
+            )
+            for name, class_ in catalog.by_rank()
+        ),
+        mode=settings.mode,
+        tenant_weights=weights,
+    )
+
+
+def instance_specs(settings: Settings, catalog: Catalog, gpus: Gpus | None = None) -> list[InstanceSpec]:
+    """One spec for each address of each pool, in the order of the file. Ids are `pool/host:port` (and a path, if it has one)."""
+    gpus = gpus or shipped_gpus()
+    specs: list[InstanceSpec] = []
+    for name, pool in settings.pools.items():
+        tier = catalog.tiers[pool.tier]
+        gpu = gpus.find(pool.gpu)
+        start = pool.limit.start or min(max(tier.batch.start, pool.limit.min), pool.limit.max)
+        for url in pool.instances:
+            specs.append(
+                InstanceSpec(
+                    instance_id=f"{name}/{address(url)}",
+                    pool=name,
+                    tier=pool.tier,
+                    tier_rank=catalog.tier_rank(pool.tier),
+                    model=pool.model,
+                    gpu=gpu.name if gpu else pool.gpu,
+                    usd_per_hour=pool.usd_per_hour if pool.usd_per_hour is not None else (gpu.usd_per_hour if gpu else 0.0),
+                    limit_start=start,
+                    limit_min=pool.limit.min,
+                    limit_max=max(pool.limit.max, start),
+                    limit_pinned=pool.limit.pinned,
+                    batch_window_s=tier.forming.window_s if pool.batch_window_s is None else pool.batch_window_s,
+                    batch_min=tier.forming.min if pool.batch_min is None else pool.batch_min,
+                    kv_tokens=pool.kv_tokens,
+                    engine=pool.engine,
+                    engine_config=pool.engine_config,
+                    url=url.rstrip("/"),
+                    served_model=pool.served_model,
+                )
+            )
+    return specs
+
+
+def address(url: str) -> str:
+    """`http://a` -> `a:80`: how an instance is named and compared."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{(parts.hostname or '').lower()}:{port}{parts.path.rstrip('/')}"
+
+
+def catalog_with(catalog: Catalog, settings: Settings) -> Catalog:
+    """The catalogue with a site's changes. pydantic.ValidationError when a new use case is incomplete."""
+    if not settings.use_cases and not settings.classes:
+        return catalog
+    data = catalog.model_dump()
+    for id_, use_case in settings.use_cases.items():
+        data["use_cases"][id_] = _merged(data["use_cases"].get(id_, {"title": id_}), _said(use_case))
+    for id_, class_ in settings.classes.items():
+        if id_ in data["classes"]:
+            data["classes"][id_] = _merged(data["classes"][id_], _said(class_))
+    return Catalog.model_validate(data)
+
+
+def _said(change: ConfigModel) -> dict[str, Any]:
+    return change.model_dump(exclude_unset=True)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """`new` over `old`, key by key; a range is replaced whole, since a limit says nothing without its target."""
+    if not isinstance(old, dict) or not isinstance(new, dict) or "target_s" in new:
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}

@@ -1,0 +1,373 @@
+"""What gateway.yaml may say: every key, its default and its meaning. One field is one key; docs/config.md is made from this file.
+
+An attribute ends in `_s` where the YAML writes a duration (`connect: 500ms` is `connect_s`). Whether names lead anywhere is checked in
+config/references.py, since that needs the whole file; reading and error places are config/load.py's business.
+Defaults of limits and timeouts come from what peers ship and what they suffered from; each says what it protects.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from gateway.config.catalog import E2eTarget
+from gateway.config.quantities import (
+    Bytes,
+    ConfigModel,
+    Count,
+    Factor,
+    Flag,
+    Money,
+    Name,
+    Port,
+    PositiveCount,
+    PositiveSeconds,
+    Ratio,
+    Seconds,
+    Secret,
+    Text,
+)
+from gateway.core.flow import EngineKind, Mode
+
+KIB, MIB = 1024, 1024**2
+
+
+class Listen(ConfigModel):
+    """Where applications connect."""
+
+    host: Text = "127.0.0.1"
+    """address to bind; `0.0.0.0` is every interface"""
+    port: Port = 8080
+    """port to bind; 0 picks a free one"""
+    workers: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
+    """processes that share the port; more than one share their state through Redis when `state.url` is set"""
+
+
+class Admin(ConfigModel):
+    """Where operators look and steer: metrics, explain, reload."""
+
+    host: Text = "127.0.0.1"
+    """address to bind; keep it away from applications"""
+    port: Port = 8081
+    """port to bind; 0 picks a free one"""
+    key: Secret | None = None
+    """bearer key for `/admin/*`; needed as soon as the address is not loopback"""
+
+
+class Alias(ConfigModel):
+    """Another name for a model, which may also say what its requests are."""
+
+    use_case: Name | None = None
+    """requests under this name are this use case"""
+    experience_class: Name | None = None
+    """requests under this name are of this class"""
+
+
+class Model(ConfigModel):
+    """A model that applications may ask for."""
+
+    name: Name
+    """what applications write as `model`"""
+    aliases: dict[Name, Alias] = {}
+    """other names for it; `{}` after a name when it is nothing but a name"""
+    fallbacks: tuple[Name, ...] = ()
+    """models to use instead when no instance of this one can serve, in this order"""
+
+
+class Limit(ConfigModel):
+    """Requests in flight on one instance. The controller moves the limit between `min` and `max`."""
+
+    start: PositiveCount | None = None
+    """the limit to begin with; the tier's when left out"""
+    min: PositiveCount = 1
+    """never below"""
+    max: PositiveCount = 256
+    """never above"""
+    pinned: Flag = False
+    """true: stays at `start`"""
+
+
+class Upstream(ConfigModel):
+    """How to reach a pool's engines when plain HTTP is not enough."""
+
+    api_key: Secret | None = None
+    """sent to the engines as a bearer key, instead of the application's own"""
+    ca_file: Text = ""
+    """certificates to trust for `https://` engines; the system's when left out"""
+    cert_file: Text = ""
+    """the gateway's own certificate, where engines ask for one"""
+    key_file: Text = ""
+    """the private key of `cert_file`"""
+    verify: Flag = True
+    """false: accept any certificate"""
+
+
+class Pool(ConfigModel):
+    """Instances of one model on one kind of GPU."""
+
+    tier: Name
+    """premium, balanced or cost"""
+    gpu: Annotated[str, StringConstraints(max_length=64)] = ""
+    """such as H100 or A10; predictions begin from what is known of it, and are learnt from nothing when left out"""
+    model: Name
+    """one of `models`"""
+    served_model: Text = ""
+    """what the engines call the model; the same when left out"""
+    engine: EngineKind = EngineKind.OPENAI
+    """what the engines are: vllm, sglang, transformers, dynamo, remote (somebody's API) or openai (anything of the protocol)"""
+    engine_config: Annotated[str, StringConstraints(max_length=64)] = ""
+    """a word for how they are set up, such as w8 or tp2; pools with the same gpu, model and word are expected to perform alike"""
+    usd_per_hour: Money | None = None
+    """price of one instance; the list price of `gpu` when left out, 0 when that is unknown"""
+    instances: tuple[Text, ...] = Field(min_length=1)
+    """base addresses of the engines, without `/v1`"""
+    limit: Limit = Limit()
+    """requests in flight on one instance"""
+    batch_window_s: Annotated[Seconds, Field(le=10.0)] | None = None
+    """how long a start may be held back so that several start together, never past what a promise allows; the tier's when left out"""
+    batch_min: PositiveCount | None = None
+    """at this many in flight nothing is held back; the tier's when left out"""
+    kv_tokens: Count = 0
+    """tokens that fit into one instance's KV cache; 0 when unknown"""
+    upstream: Upstream = Upstream()
+    """keys and certificates for the engines"""
+
+
+class Quota(ConfigModel):
+    """What one key may use; 0 is no bound."""
+
+    requests_per_minute: Count = 0
+    """requests started a minute"""
+    tokens_per_minute: Count = 0
+    """prompt and output tokens a minute"""
+    in_flight: Count = 0
+    """requests at the same time, waiting ones included"""
+
+
+class Key(ConfigModel):
+    """Who may use the gateway. `slo-gateway keys new` makes one."""
+
+    id: Name
+    """how logs and the admin pages name it"""
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """the key's SHA-256, so that the file holds no secret"""
+    key: Secret | None = None
+    """the key itself, as `${ENV}` or `file:PATH`; exactly one of `key` and `sha256`"""
+    tenant: Name | None = None
+    """who shares and is shared with: queues are fair between tenants; the id when left out"""
+    classes: tuple[Name, ...] = ()
+    """classes it may use; all when left out. A looser class than these is always allowed"""
+    use_case: Name | None = None
+    """what its requests are when they do not say"""
+    experience_class: Name | None = None
+    """the class of its requests when they do not say"""
+    degrade: Flag = False
+    """true: its requests rather take a looser class than a refusal"""
+    weight: Factor = 1.0
+    """its tenant's share of a contended queue, against 1 for others"""
+    quota: Quota = Quota()
+    """what it may use"""
+
+
+class UseCaseChange(ConfigModel):
+    """A change to a use case of the catalogue, or a new one (which needs `profile`, `experience_class` and all three targets)."""
+
+    title: Text | None = None
+    """name for people"""
+    profile: Name | None = None
+    """how long its prompts and answers are"""
+    experience_class: Name | None = None
+    """the class it gets"""
+    also: Name | None = None
+    """a second class that a request may ask for"""
+    targets: TargetsChange | None = None
+    """its own promise"""
+
+
+class TargetsChange(ConfigModel):
+    """New targets; those left out stay as they are."""
+
+    ttft_s: PositiveSeconds | None = None
+    """last byte of the request read to first content token sent, p95"""
+    itl_s: PositiveSeconds | None = None
+    """gap between two tokens, p95"""
+    e2e: E2eTarget | None = None
+    """last byte of the request read to last byte sent, p95: a duration, or `{target, limit}`"""
+
+
+class QueueChange(ConfigModel):
+    """New bounds of waiting work; those left out stay as they are."""
+
+    max_requests: PositiveCount | None = None
+    """requests that may wait, for each model"""
+    max_bytes: Bytes | None = None
+    """bytes of request bodies that may wait, for each model"""
+    ttl_s: Seconds | None = None
+    """how long a request may wait at most; `0` is twice its E2E target"""
+
+
+class ClassChange(ConfigModel):
+    """A change to an experience class of the catalogue."""
+
+    tolerance: TargetsChange | None = None
+    """the class's own promise"""
+    ceiling: Ratio | None = None
+    """its work starts on an instance only while that is less saturated than this"""
+    tiers: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """preferred first"""
+    refusable: Flag | None = None
+    """false: it waits rather than being told to come back"""
+    queue: QueueChange | None = None
+    """bounds of waiting work"""
+
+
+class Classify(ConfigModel):
+    """Whose use case a request is when it does not say."""
+
+    learned: Flag = True
+    """false: only what a request or its key says, and its shape, decide"""
+    confidence_floor: Ratio = 0.6
+    """below this the learned answer is not trusted and the fallback stands"""
+    fallback: Name = "chatbot"
+    """the use case when nothing else decides"""
+    weights: Text = ""
+    """weights trained on a site's own traffic (`slo-gateway train`); those that come with the gateway when left out"""
+
+
+class Limits(ConfigModel):
+    """What a client may send at most. Each has a metric that counts how often it was hit."""
+
+    request_line_bytes: Bytes = 8 * KIB
+    """request line; 414 beyond"""
+    header_bytes: Bytes = 16 * KIB
+    """all header fields together; 431 beyond"""
+    header_count: PositiveCount = 100
+    """header fields; 431 beyond"""
+    body_bytes: Bytes = 8 * MIB
+    """request body; 413 beyond, before it is read"""
+    json_depth: Annotated[int, Field(strict=True, ge=4, le=512)] = 64
+    """nesting of the body's JSON; 400 beyond"""
+    model_chars: PositiveCount = 256
+    """characters of a model's name or a key; 400 beyond"""
+    choices: PositiveCount = 16
+    """`n` of one request; 400 beyond"""
+    connections: Count = 0
+    """open client connections; 0 is 80 % of what the process may open"""
+    connections_per_ip: PositiveCount = 256
+    """open connections of one address"""
+    connections_per_key: PositiveCount = 1024
+    """requests of one key at the same time"""
+    write_buffer_soft_bytes: Bytes = 64 * KIB
+    """unread answer of one client at which the engine is no longer read"""
+    write_buffer_hard_bytes: Bytes = 1 * MIB
+    """unread answer of one client at which the request is given up"""
+    sse_line_bytes: Bytes = 1 * MIB
+    """one line of an engine's stream; beyond it the engine is taken for broken"""
+
+
+class Timeouts(ConfigModel):
+    """How long to wait for what."""
+
+    header_s: PositiveSeconds = 5.0
+    """from a connection's first byte to the end of its header; 408 beyond"""
+    body_base_s: PositiveSeconds = 10.0
+    """for a request body, however small"""
+    body_per_mib_s: Seconds = 1.0
+    """and this much more for each MiB of it"""
+    keep_alive_s: PositiveSeconds = 75.0
+    """an idle client connection is closed after this"""
+    connect_s: PositiveSeconds = 0.5
+    """to reach an engine; then the next instance"""
+    first_token_factor: Factor = 3.0
+    """a first token is overdue after this many times its target"""
+    first_token_min_s: PositiveSeconds = 10.0
+    """but never sooner than this"""
+    stall_factor: Factor = 20.0
+    """a stream has stalled after this many times its ITL target without a token"""
+    stall_min_s: PositiveSeconds = 5.0
+    """but never sooner than this"""
+    request_factor: Factor = 2.0
+    """a request is given up after this many times its E2E target"""
+    head_hold_s: PositiveSeconds = 15.0
+    """without a first token, the answer's head and a comment are sent after this, so that proxies in between do not give up"""
+    upstream_idle_s: PositiveSeconds = 3.0
+    """an idle engine connection is closed after this: sooner than engines do"""
+    drain_s: Seconds = 95.0
+    """after SIGTERM, running streams may go on this long"""
+    drain_grace_s: Seconds = 3.0
+    """after SIGTERM, new requests are still taken this long, until load balancers have noticed"""
+    slow_reader_s: PositiveSeconds = 30.0
+    """a client that reads nothing of a full buffer for this long is given up"""
+
+
+class Telemetry(ConfigModel):
+    """What is written down. Prompts and answers never are."""
+
+    request_log: Text = ""
+    """file for one JSON line a request, which the simulator can replay; none when left out"""
+    request_log_max_bytes: Bytes = 100 * MIB
+    """at this size the file is moved to `.1` and begun anew"""
+    sample_ratio: Ratio = 0.01
+    """share of requests that get a span; those that miss their SLO always do"""
+
+
+class State(ConfigModel):
+    """What workers and replicas share."""
+
+    url: Secret | None = None
+    """`redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://`; each process for itself when left out"""
+
+
+class Coalesce(ConfigModel):
+    """Reading loose streams a little less often, which saves the gateway half their CPU."""
+
+    enabled: Flag = True
+    """false: every chunk is passed on as it comes"""
+    tick_s: Annotated[PositiveSeconds, Field(le=0.1)] = 0.03
+    """the longest a chunk may wait; never the first token, never a stream whose gaps near its target"""
+    classes: tuple[Name, ...] = ("deferred", "batch")
+    """classes whose streams are read this way"""
+
+
+class Settings(ConfigModel):
+    """Everything in gateway.yaml."""
+
+    mode: Mode = Mode.ENFORCE
+    """`observe` classifies, places and measures, but never holds back or refuses: how to start"""
+    policy: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "cheapest_feasible"
+    """the scheduling policy: the name of a file in gateway/policies"""
+    listen: Listen = Listen()
+    """where applications connect"""
+    admin: Admin = Admin()
+    """where operators look and steer"""
+    models: tuple[Model, ...] = Field(min_length=1)
+    """what applications may ask for"""
+    pools: dict[Name, Pool] = Field(min_length=1)
+    """the GPUs that serve it"""
+    keys: tuple[Key, ...] = ()
+    """who may use the gateway; everybody when left out"""
+    catalog: Text = ""
+    """a catalogue of your own, relative to this file; the one that comes with the gateway when left out"""
+    use_cases: dict[Name, UseCaseChange] = {}
+    """changes to use cases of the catalogue, and new ones"""
+    classes: dict[Name, ClassChange] = {}
+    """changes to experience classes of the catalogue"""
+    classify: Classify = Classify()
+    """whose use case a request is when it does not say"""
+    limits: Limits = Limits()
+    """what a client may send at most"""
+    timeouts: Timeouts = Timeouts()
+    """how long to wait for what"""
+    telemetry: Telemetry = Telemetry()
+    """what is written down"""
+    state: State = State()
+    """what workers and replicas share"""
+    coalesce: Coalesce = Coalesce()
+    """reading loose streams a little less often"""
+    allow_addresses: tuple[Text, ...] = ()
+    """engine hosts that are otherwise refused: link-local and cloud metadata addresses"""
+
+    def model_of(self, name: str) -> Model | None:
+        """The model that an application means by a name or an alias; None when nobody does."""
+        return next((model for model in self.models if model.name == name or name in model.aliases), None)
