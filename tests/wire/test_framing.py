@@ -1,0 +1,191 @@
+"""Framing holds for any split of the bytes, and refuses what could be read in two ways."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.wire.framing import ChunkedBody, FramingError, answer_head, chunk, find_head, request_head
+
+GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+
+
+def head_of(data: bytes):
+    end = find_head(data, 16384)
+    assert end
+    return request_head(data, end, max_fields=100, max_line_bytes=8192)
+
+
+def test_a_plain_head_is_read() -> None:
+    head = head_of(GOOD + b"Content-Length: 12\r\nX-A:  b \t\r\n\r\n")
+    assert (head.method, head.target, head.length, head.keep_alive) == (b"POST", b"/v1/chat/completions", 12, True)
+    assert head.fields[b"x-a"] == b"b"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+        b"Content-Length: 3\r\nContent-Length: 3\r\n",
+        b"Content-Length: 3, 3\r\n",
+        b"Content-Length: 3\r\nContent-Length: 4\r\n",
+        b"Content-Length: +3\r\n",
+        b"Content-Length: 0x3\r\n",
+        b"Content-Length: -3\r\n",
+        b"Content-Length: 18446744073709551619\r\n",
+        b"Content-Length: \r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: \x0bchunked\r\n",
+        b"X-A : b\r\n",
+        b"X-A: a\x00b\r\n",
+        b"X-A: a\rb\r\n",
+        b"X A: b\r\n",
+        b": b\r\n",
+        b"X-A: b\r\n folded\r\n",
+        b" X-A: b\r\n",
+        b"X-A: b\n",
+        b"Host: b\r\n",
+        b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n",
+        b"Upgrade: foo\r\nConnection: Upgrade\r\nTransfer-Encoding: chunked\r\n",
+        b"\xc3\xa9: b\r\n",
+    ],
+)
+def test_a_head_that_could_be_read_in_two_ways_is_refused(fields: bytes) -> None:
+    with pytest.raises(FramingError) as caught:
+        head_of(GOOD + fields + b"\r\n")
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+        b"post / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/3.7\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.10\r\nHost: a\r\n\r\n",
+        b"POST  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1 \r\nHost: a\r\n\r\n",
+        b"POST /\x80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /\r\nHost: a\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\n",
+        b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+    ],
+)
+def test_what_is_not_a_request_is_refused(head: bytes) -> None:
+    with pytest.raises(FramingError) as caught:
+        head_of(head)
+    assert caught.value.status == 400
+
+
+def test_bare_line_feeds_are_refused_before_the_head_ends() -> None:
+    with pytest.raises(FramingError):
+        find_head(b"GET / HTTP/1.1\nHost: a\n\n", 16384)
+
+
+def test_a_head_larger_than_allowed_is_431_before_it_ends() -> None:
+    with pytest.raises(FramingError) as caught:
+        find_head(GOOD + b"X-A: " + b"a" * 20000, 16384)
+    assert caught.value.status == 431
+
+
+def test_too_many_fields_are_431_and_a_long_line_is_414() -> None:
+    with pytest.raises(FramingError) as fields:
+        head_of(GOOD + b"A: b\r\n" * 101 + b"\r\n")
+    with pytest.raises(FramingError) as line:
+        head_of(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (fields.value.status, line.value.status) == (431, 414)
+
+
+def test_http_1_0_may_come_without_host_and_is_not_kept_alive() -> None:
+    head = head_of(b"GET / HTTP/1.0\r\n\r\n")
+    assert head.http_1_0
+    assert not head.keep_alive
+
+
+def test_an_answer_without_length_lasts_until_the_close() -> None:
+    head = answer_head(b"HTTP/1.1 200 OK\r\ncontent-type: x\r\n\r\n", 38)
+    assert (head.status, head.length, head.keep_alive) == (200, -2, False)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/2 200\r\n\r\n", b"HTTP/1.1 600 X\r\n\r\n", b"HTTP/1.1 20 X\r\n\r\n", b"hello\r\n\r\n"])
+def test_what_is_not_an_answer_is_refused(answer: bytes) -> None:
+    with pytest.raises(FramingError):
+        answer_head(answer, len(answer))
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    at = sorted({c % (len(data) + 1) for c in cuts})
+    return [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)]
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=8),
+    st.lists(st.integers(0, 10_000), max_size=12),
+    st.binary(max_size=20),
+    st.sampled_from([b"", b"A: b\r\n", b"Expires: never\r\nB: c\r\n"]),
+)
+def test_any_split_of_a_chunked_body_gives_the_same_bytes(contents: list[bytes], cuts: list[int], behind: bytes, trailers: bytes) -> None:
+    wire = b"".join(chunk(c) for c in contents) + b"0\r\n" + trailers + b"\r\n"
+    body, out, left = ChunkedBody(), b"", b""
+    for piece in pieces(wire + behind, cuts):
+        if body.done:
+            left += piece
+            continue
+        at = body.whole(piece)
+        out += piece[at:-2] if at else body.feed(piece)
+        if body.done:
+            left += body.left
+    assert body.done
+    assert out == b"".join(contents)
+    assert left == behind
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"3\r\nabcd\r\n0\r\n\r\n",
+        b"3\nabc\r\n0\r\n\r\n",
+        b"0x3\r\nabc\r\n",
+        b"+3\r\nabc\r\n",
+        b" 3\r\nabc\r\n",
+        b"\r\n3\r\nabc\r\n",
+        b"g\r\n",
+        b"ffffffffffffffffffff\r\n",
+        b"-1\r\n",
+        b"3;" + b"a" * 300 + b"\r\nabc\r\n",
+        b"3\r\nabc\r\n0\r\nA b: c\r\n\r\n",
+        b"3" * 600,
+        b"3\r\nabc\n\n0\r\n\r\n",
+    ],
+)
+def test_a_chunked_body_that_is_not_one_is_refused(wire: bytes) -> None:
+    with pytest.raises(FramingError):
+        ChunkedBody().feed(wire)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_worse_than_a_framing_error(data: bytes) -> None:
+    try:
+        body = ChunkedBody()
+        for byte in data:
+            if body.done:
+                break
+            body.feed(bytes([byte]))
+        end = find_head(data, 150)
+        if end:
+            request_head(data, end, max_fields=5, max_line_bytes=50)
+            answer_head(data, end)
+    except FramingError as error:
+        assert error.status in (400, 414, 431, 502)
+    assert len(data) <= 200
