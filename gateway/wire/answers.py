@@ -1,0 +1,78 @@
+"""What goes out in front of an answer: status line and header fields, as bytes, made with as little work as a request may cost.
+
+Bodies of errors are worded by openai/errors.py; which fields there are, and what they mean, is in docs/headers.md.
+"""
+
+from __future__ import annotations
+
+import http
+from typing import TYPE_CHECKING
+
+from gateway.core.flow import Endpoint, Tag
+from gateway.openai import errors
+
+if TYPE_CHECKING:
+    from gateway.openai.errors import ApiError
+
+_STATUS_LINES: dict[int, bytes] = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+JSON = b"application/json"
+WAIT_COMMENT = b": wait\n"  # no blank line behind it: it would end an event, and clients choke on empty ones
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# Combinations of (use case, class, why) are few; a `why` that varies without end must not fill memory.
+_MAX_TAGS = 2000
+_tags: dict[tuple[str, str, str], bytes] = {}
+
+
+def status_line(status: int) -> bytes:
+    """Any status, known to the registry or not."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def tag_fields(tag: Tag) -> bytes:
+    """What the request was taken for."""
+    key = (tag.use_case, tag.experience_class, tag.why)
+    found = _tags.get(key)
+    if found is None:
+        if len(_tags) >= _MAX_TAGS:
+            _tags.clear()
+        why = "".join(c if " " <= c <= "~" else "?" for c in tag.why)[:200]
+        text = f"x-slo-use-case: {tag.use_case}\r\nx-slo-class: {tag.experience_class}\r\nx-slo-why: {why}\r\n"
+        found = _tags[key] = text.encode()
+    return found
+
+
+def placed_fields(tag: Tag, pool: str, queue_s: float, degraded_from: str) -> bytes:
+    """The same, and where it ran and how long it waited for that."""
+    fields = b"%bx-slo-pool: %b\r\nserver-timing: queue;dur=%.1f\r\n" % (tag_fields(tag), pool.encode(), queue_s * 1000.0)
+    if degraded_from:
+        fields += b"x-slo-degraded-from: %b\r\n" % degraded_from.encode()
+    return fields
+
+
+def error_answer(
+    error: ApiError,
+    endpoint: Endpoint | None,
+    default_fields: bytes,
+    request_id: bytes,
+    tag: Tag | None,
+    close: bool,
+) -> bytes:
+    """A whole answer that is an error."""
+    body = errors.render(error, endpoint)
+    fields = b"".join(b"%b: %b\r\n" % field for field in error.headers)
+    if tag is not None:
+        fields += tag_fields(tag)
+    if request_id:
+        fields += b"x-request-id: %b\r\n" % request_id
+    if close:
+        fields += b"connection: close\r\n"
+    return b"%b%b%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        status_line(error.status),
+        default_fields,
+        fields,
+        len(body),
+        body,
+    )

@@ -1,0 +1,520 @@
+"""One attempt to have a request answered by one instance: sends it, and passes the answer on, a callback a read.
+
+The answer's head is held back until the first content, so that an engine that fails before it can be replaced by another without the
+client noticing. From there on bytes go through as they come; tokens are counted and timed on the way. What to do when an attempt
+fails is exchange.py's business, deadlines are told by `due`.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from gateway.core.flow import FailReason, Outcome, Placement, Result
+from gateway.measure.stopwatch import Stopwatch
+from gateway.openai import errors
+from gateway.openai.errors import ApiError
+from gateway.openai.sse import Reader, usage_of
+from gateway.wire.answers import EVENT_STREAM, JSON, WAIT_COMMENT
+from gateway.wire.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
+
+if TYPE_CHECKING:
+    from gateway.wire.exchange import Exchange
+    from gateway.wire.upstream import EngineConnection, Upstream
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HELD_BYTES = 256 * 1024  # what an engine may send before its first content
+MAX_ERROR_BYTES = 64 * 1024
+# Whole answers up to this size are looked through before they go on; larger ones (many embeddings) pass as they come.
+MAX_WHOLE_BYTES = 1024 * 1024
+
+
+class Relay:
+    """Made for one placement. Ends by telling its exchange once: `completed`, `failed`, or neither after `abandon`."""
+
+    __slots__ = (
+        "_body",
+        "_body_left",
+        "_coalesced",
+        "_connection",
+        "_ended",
+        "_exchange",
+        "_fresh",
+        "_head",
+        "_head_data",
+        "_held",
+        "_held_bytes",
+        "_measures",
+        "_paused",
+        "_plain",
+        "_reader",
+        "_spilled",
+        "_started",
+        "_upstream",
+        "_watch",
+        "_with_usage",
+        "first_token_due_at_s",
+        "head_due_at_s",
+        "held_back",
+        "placement",
+        "request_due_at_s",
+        "stall_s",
+        "upstream_status",
+    )
+
+    def __init__(self, exchange: Exchange, placement: Placement, upstream: Upstream, watch: Stopwatch) -> None:
+        self.placement = placement
+        self._exchange = exchange
+        self._upstream = upstream
+        self._watch = watch
+        self._connection: EngineConnection | None = None
+        self._head: AnswerHead | None = None
+        self._head_data = b""
+        self._body: ChunkedBody | None = None
+        self._body_left = 0
+        self._reader: Reader | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._started = False  # the head has gone to the client
+        self._spilled = False  # a whole answer that turned out too large to look through
+        self._measures = False  # the first content has been seen
+        self._plain = exchange.head.http_1_0  # no chunks for the client: the end of the connection ends the answer
+        self._paused = False
+        self._coalesced = False
+        self._ended = False
+        self._fresh = False  # the connection was opened for this request
+        self._with_usage = False
+        self.held_back = False  # waits for the coalescer's next tick
+        self.upstream_status = 0
+        timeouts, targets = exchange.front.timeouts, placement.ticket.tag.targets
+        arrived_at_s = placement.ticket.request.arrived_at_s
+        self.first_token_due_at_s = placement.started_at_s + max(timeouts.first_token_factor * targets.ttft_s, timeouts.first_token_min_s)
+        self.request_due_at_s = max(arrived_at_s + timeouts.request_factor * targets.e2e_s, self.first_token_due_at_s)
+        self.stall_s = max(timeouts.stall_factor * targets.itl_s, timeouts.stall_min_s)
+        self.head_due_at_s = arrived_at_s + timeouts.head_hold_s
+
+    # ---- sending
+
+    def start(self) -> None:
+        """Send the request: at once on an idle connection, else as soon as a new one is open."""
+        connection = self._upstream.take(monotonic())
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._fresh = True
+            self._upstream.open(self._opened)
+
+    def _opened(self, connection: EngineConnection | None) -> None:
+        if self._ended:
+            if connection is not None:
+                connection.give_back(monotonic())
+        elif connection is None:
+            self._fail(FailReason.CONNECT)
+        else:
+            self._send(connection)
+
+    def _send(self, connection: EngineConnection) -> None:
+        self._connection = connection
+        connection.relay = self
+        exchange, upstream = self._exchange, self._upstream
+        placement = self.placement
+        served = upstream.spec.served_model or placement.model
+        asks_usage = exchange.body.include_usage is None and not upstream.no_stream_options
+        self._with_usage = asks_usage and exchange.body.stream
+        parts = exchange.body.for_engine(served if served != exchange.body.model else None, True if asks_usage else None)
+        length = sum(map(len, parts))
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (upstream.head(exchange.endpoint), exchange.engine_fields(), length)
+        if length < 16384:
+            connection.transport.write(head + b"".join(parts))
+        else:
+            connection.transport.writelines([head, *parts])
+
+    # ---- the engine answers
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the engine."""
+        if self._measures:
+            # The steady state of a stream, for every chunk of it.
+            body, reader = self._body, self._reader
+            if body is not None and reader is not None:
+                at = body.whole(data)
+                if at:
+                    content = data[at:-2]
+                    deltas = reader.feed(content)
+                    if reader.failed:
+                        self._stream(b"", deltas)
+                        return
+                    out = reader.out
+                    if deltas:
+                        watch = self._watch
+                        watch.delta(monotonic(), deltas)
+                        placement = self.placement
+                        placement.output_tokens = watch.deltas
+                        placement.last_token_at_s = watch.last_at_s
+                    if out is content and not self._plain:
+                        self._exchange.write(data)
+                    elif out:
+                        self._exchange.write(out if self._plain else chunk(out))
+                    if self._coalesced:
+                        self._hold_back()
+                    return
+        try:
+            self._received(data)
+        except FramingError:
+            self._fail(FailReason.MALFORMED)
+
+    def _received(self, data: bytes) -> None:
+        while self._head is None:
+            if self._head_data:
+                data = self._head_data + data
+            end = find_head(data, MAX_HEAD_BYTES)
+            if not end:
+                self._head_data = data
+                return
+            head = answer_head(data, end)
+            self._head_data = b""
+            data = data[end:]
+            if head.status >= 200:
+                self._begin(head)
+            elif not data:
+                return  # 100 Continue and the like: the answer follows
+        if self._ended:
+            return
+        body = self._body
+        if body is not None:
+            content = body.feed(data) if data else b""
+            if body.done and body.left:
+                raise FramingError(502, "bytes after the answer")
+            self._content(content, done=body.done)
+        elif self._head.length == -2:
+            self._content(data, done=False)
+        else:
+            if len(data) > self._body_left:
+                raise FramingError(502, "bytes after the answer")
+            self._body_left -= len(data)
+            self._content(data, done=not self._body_left)
+
+    def _begin(self, head: AnswerHead) -> None:
+        self._head = head
+        self.upstream_status = head.status
+        if head.length == -1:
+            self._body = ChunkedBody()
+        elif head.length >= 0:
+            self._body_left = head.length
+        streams = head.status == 200 and head.fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        if streams:
+            exchange = self._exchange
+            drops_usage = self._with_usage or exchange.body.include_usage is False
+            self._reader = Reader(exchange.endpoint, drops_usage, exchange.front.limits.sse_line_bytes)
+
+    def _content(self, content: bytes, done: bool) -> None:
+        if self._reader is not None:
+            deltas = self._reader.feed(content) if content else 0
+            out = self._reader.out if content else b""
+            if done:
+                out += self._reader.end()
+            self._stream(out, deltas)
+            if done and not self._ended:
+                self._stream_done()
+        elif self._spilled:
+            self._write(content)
+            if done:
+                self._whole_done(b"")
+        else:
+            self._held.append(content)
+            self._held_bytes += len(content)
+            if self.upstream_status >= 400:
+                if done or self._held_bytes > MAX_ERROR_BYTES:
+                    self._refused_by_engine(b"".join(self._held), clean=done)
+            elif self._started:
+                self._fail(FailReason.MALFORMED)  # a stream was announced, and no stream came
+            elif done:
+                self._whole_done(b"".join(self._held))
+            elif self._held_bytes > MAX_WHOLE_BYTES:
+                self._spilled = True
+                self._start(JSON)
+                for part in self._held:
+                    self._write(part)
+                self._held.clear()
+
+    # ---- streams
+
+    def _stream(self, out: bytes, deltas: int) -> None:
+        """Content of an event stream, read by the reader: `deltas` tokens in it, `out` to pass on."""
+        reader = self._reader
+        assert reader is not None
+        now_s = monotonic()
+        if reader.failed:
+            self._fail(FailReason.MALFORMED)  # a line beyond the limit
+            return
+        if deltas:
+            placement, watch = self.placement, self._watch
+            watch.delta(now_s, deltas)
+            placement.output_tokens = watch.deltas
+            placement.last_token_at_s = now_s
+            if not self._measures:
+                self._measures = True
+                placement.first_token_at_s = now_s
+                if not self._started:
+                    self._start(EVENT_STREAM)
+                self._exchange.first_token(placement, now_s)
+                self._coalesced = self._exchange.coalesces()
+        if self._started:
+            if out:
+                self._write(out)
+        elif reader.error is not None:
+            self._fail(FailReason.ENGINE_ERROR, errors.from_event(reader.error))
+        elif out:
+            self._held.append(out)
+            self._held_bytes += len(out)
+            if self._held_bytes > MAX_HELD_BYTES:
+                self._fail(FailReason.MALFORMED)
+        if self._coalesced and not self._ended:
+            self._hold_back()
+
+    def _start(self, content_type: bytes) -> None:
+        """Send the head, and what was held back behind it."""
+        self._started = True
+        head = self._exchange.answer_head(self.placement, self.upstream_status, content_type, -1)
+        if self._held and content_type is EVENT_STREAM:
+            held = b"".join(self._held)
+            self._held.clear()
+            head += held if self._plain else chunk(held)
+        self._exchange.write(head)
+
+    def _write(self, content: bytes) -> None:
+        if content:
+            self._exchange.write(content if self._plain else chunk(content))
+
+    def _stream_done(self) -> None:
+        reader = self._reader
+        assert reader is not None
+        if not self._started:
+            self._start(EVENT_STREAM)  # an answer of no tokens is an answer
+        if not self._plain:
+            self._exchange.write(LAST_CHUNK)
+        outcome = self._outcome(reader.usage)
+        if reader.error is not None:
+            outcome.result, outcome.fail_reason = Result.FAILED, FailReason.ENGINE_ERROR
+        self._complete(outcome, keep=True)
+
+    # ---- whole answers
+
+    def _whole_done(self, body: bytes) -> None:
+        exchange = self._exchange
+        usage = None
+        if self._spilled:
+            if not self._plain:
+                exchange.write(LAST_CHUNK)
+        else:
+            usage = usage_of(body, exchange.endpoint)
+            assert self._head is not None
+            content_type = self._head.fields.get(b"content-type", JSON)
+            body = exchange.with_tier(body)
+            exchange.write(exchange.answer_head(self.placement, self.upstream_status, content_type, len(body)) + body)
+        self._started = True
+        self._complete(self._outcome(usage), keep=True)
+
+    def _refused_by_engine(self, body: bytes, clean: bool) -> None:
+        """An error status. The caller's own mistakes are told; what another instance might do better is not."""
+        status = self.upstream_status
+        upstream = self._upstream
+        assert self._head is not None
+        if status == 400 and self._with_usage and b"stream_options" in body:
+            upstream.no_stream_options = True
+            self._again(clean)
+            return
+        if status in (429, 503, 529):
+            said = self._head.fields.get(b"retry-after", b"1")
+            upstream.not_before_s = monotonic() + (min(float(said), 60.0) if said.isdigit() else 1.0)
+        error = errors.from_engine(status, body)
+        if self._started:  # the head was sent while waiting: the stream has to tell it
+            self._fail(FailReason.ENGINE_ERROR, error)
+            return
+        self._release(clean)
+        self._ended = True
+        caller_s_own = 400 <= status < 500 and status not in (401, 403, 407, 408, 429)
+        if caller_s_own:
+            outcome = self._outcome(None)
+            outcome.result, outcome.fail_reason, outcome.status = Result.FAILED, FailReason.ENGINE_ERROR, error.status
+            outcome.ttft_s = outcome.tpot_s = outcome.itl_p95_s = None
+            self._exchange.attempt_failed(FailReason.ENGINE_ERROR, error, may_retry=False, outcome=outcome)
+        else:
+            self._exchange.attempt_failed(FailReason.ENGINE_ERROR, error, may_retry=True)
+
+    def _again(self, clean: bool) -> None:
+        """The same request once more to the same instance, from the beginning."""
+        connection = self._connection
+        self._connection = None
+        if connection is not None:
+            keep = clean and self._head is not None and self._head.keep_alive
+            connection.give_back(monotonic()) if keep else connection.abort()
+        self._head, self._body, self._reader = None, None, None
+        self._head_data = b""
+        self._held.clear()
+        self._held_bytes = 0
+        self.start()
+
+    # ---- the end
+
+    def _outcome(self, usage: dict[str, int] | None) -> Outcome:
+        now_s = monotonic()
+        placement, watch = self.placement, self._watch
+        request = placement.ticket.request
+        prompt_tokens, cached_tokens, output_tokens = request.prompt_tokens, 0, watch.deltas
+        estimated = True
+        if usage:
+            prompt_tokens = usage.get("prompt_tokens", prompt_tokens)
+            cached_tokens = usage.get("cached_tokens", 0)
+            output_tokens = usage.get("output_tokens", output_tokens)
+            estimated = False
+        streamed = request.stream and watch.deltas > 0
+        return Outcome(
+            result=Result.COMPLETED,
+            queue_s=placement.started_at_s - request.arrived_at_s,
+            ttft_s=watch.first_at_s - request.arrived_at_s if streamed else None,
+            tpot_s=watch.tpot_s(output_tokens) if streamed else None,
+            itl_p95_s=watch.itl_p95_s() if streamed else None,
+            e2e_s=now_s - request.arrived_at_s,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=output_tokens,
+            tokens_estimated=estimated,
+        )
+
+    def _complete(self, outcome: Outcome, keep: bool) -> None:
+        self._ended = True
+        self._upstream.failures = 0
+        self._release(keep)
+        self._exchange.attempt_completed(outcome)
+
+    def _fail(self, reason: FailReason, error: ApiError | None = None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._release(False)
+        if reason in (FailReason.CONNECT, FailReason.CLOSED_EARLY, FailReason.STALLED, FailReason.FIRST_TOKEN_TIMEOUT):
+            self._upstream.failures += 1
+        error = error or errors.failed(reason)
+        if not self._started:
+            may_retry = not (error.status < 500 and error.status != 429)
+            self._exchange.attempt_failed(reason, error, may_retry=may_retry)
+            return
+        # Too late for a status line: the stream says what happened and ends, without [DONE].
+        if not self._spilled and reason is not FailReason.SLOW_READER:
+            self._write(errors.event(error, self._exchange.endpoint))
+            if not self._plain:
+                self._exchange.write(LAST_CHUNK)
+        outcome = self._outcome(self._reader.usage if self._reader is not None else None)
+        outcome.result, outcome.fail_reason = Result.FAILED, reason
+        self._exchange.attempt_failed(reason, error, may_retry=False, outcome=outcome, begun=True)
+
+    def _release(self, keep: bool) -> None:
+        connection = self._connection
+        self._connection = None
+        if connection is None or connection.closed:
+            return
+        if keep and self._head is not None and self._head.keep_alive:
+            if self._paused or self.held_back:
+                connection.transport.resume_reading()
+            connection.give_back(monotonic())
+        else:
+            connection.abort()
+        self._paused = self.held_back = False
+
+    def upstream_lost(self) -> None:
+        """The engine has closed the connection."""
+        connection = self._connection
+        self._connection = None
+        if self._ended:
+            return
+        if self._head is None:
+            if connection is not None and connection.used and not self._fresh and not self._head_data:
+                # A kept connection that the engine was closing already: not a byte came back, so nothing was begun.
+                self._fresh = True
+                self._upstream.open(self._opened)
+            else:
+                self._fail(FailReason.CLOSED_EARLY)
+        elif self._head.length == -2 and (self._reader is None or self._reader.done):
+            # This answer ends with its connection.
+            self._content(b"", done=True)
+        else:
+            self._fail(FailReason.CUT if self._started else FailReason.CLOSED_EARLY)
+
+    def abandon(self) -> None:
+        """Nobody waits for this answer any more."""
+        if not self._ended:
+            self._ended = True
+            self._release(False)
+
+    def gone_outcome(self) -> Outcome:
+        """What a client had got when it left."""
+        outcome = self._outcome(self._reader.usage if self._reader is not None else None)
+        outcome.result, outcome.status = Result.CLIENT_GONE, 499
+        return outcome
+
+    def cancel(self, reason: FailReason) -> None:
+        """End it from our side: told to the client like any failure of an engine."""
+        self._fail(reason)
+
+    # ---- flow and time
+
+    def pause(self) -> None:
+        """The client does not read fast enough."""
+        if not self._paused and self._connection is not None:
+            self._paused = True
+            if not self.held_back:
+                self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """It reads again."""
+        if self._paused:
+            self._paused = False
+            if not self.held_back and self._connection is not None and not self._connection.transport.is_closing():
+                self._connection.transport.resume_reading()
+
+    def _hold_back(self) -> None:
+        """A class that does not mind is read once a tick: several tokens then share one read and one write."""
+        connection = self._connection
+        if self.held_back or connection is None:
+            return
+        watch = self._watch
+        if watch.deltas > 8:
+            gap_s = (watch.last_at_s - watch.first_at_s) / (watch.deltas - 1)
+            if gap_s > 0.8 * self.placement.ticket.tag.targets.itl_s:
+                self._coalesced = False  # its gaps are near their target: no part of them is ours to spend
+                return
+        self.held_back = True
+        if not self._paused:
+            connection.transport.pause_reading()
+        self._exchange.front.coalescer.hold(self)
+
+    def release(self) -> None:
+        """The tick has come."""
+        if self.held_back:
+            self.held_back = False
+            if not self._paused and self._connection is not None and not self._connection.transport.is_closing():
+                self._connection.transport.resume_reading()
+
+    def due(self, now_s: float) -> None:
+        """Asked a few times a second: is anything overdue?"""
+        if self._ended:
+            return
+        if now_s > self.request_due_at_s:
+            self._fail(FailReason.DEADLINE)
+        elif self._measures:
+            if now_s - self._watch.last_at_s > self.stall_s and not self._paused:
+                self._fail(FailReason.STALLED)
+        elif now_s > self.first_token_due_at_s:
+            if self._started or self._exchange.could_move(self.placement):
+                self._fail(FailReason.FIRST_TOKEN_TIMEOUT)
+            else:
+                self.first_token_due_at_s = inf  # the last candidate is never cut; the request's own deadline stays
+        elif now_s > self.head_due_at_s and not self._started and self._exchange.body.stream:
+            # Proxies in between give up on silence. From here on a failure can only be told inside the stream.
+            self.upstream_status = self.upstream_status or 200
+            if self._reader is not None or self._head is None:
+                self._start(EVENT_STREAM)
+                self._write(WAIT_COMMENT)
+            self.head_due_at_s = inf

@@ -1,0 +1,225 @@
+"""Connections to engines: opened, kept warm, lent to one request at a time, and thrown away at the first doubt.
+
+What is said over them is relay.py's business; which instance a request goes to is the core's. Names are looked up beforehand (`resolve`),
+so that no request waits for DNS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from gateway.core.flow import Endpoint, InstanceSpec
+
+if TYPE_CHECKING:
+    from gateway.wire.relay import Relay
+
+PATHS: dict[Endpoint, bytes] = {
+    Endpoint.CHAT: b"/v1/chat/completions",
+    Endpoint.COMPLETIONS: b"/v1/completions",
+    Endpoint.RESPONSES: b"/v1/responses",
+    Endpoint.EMBEDDINGS: b"/v1/embeddings",
+    Endpoint.MESSAGES: b"/v1/messages",
+}
+RESOLVE_EVERY_S = 10.0
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection. `relay` is whoever has it now; None while it is idle in its pool."""
+
+    __slots__ = ("closed", "idle_since_s", "relay", "transport", "upstream", "used")
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.relay: Relay | None = None
+        self.idle_since_s = 0.0
+        self.used = False  # has carried a request before: an engine may be closing it at this very moment
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.upstream.open_count += 1
+
+    def data_received(self, data: bytes) -> None:
+        relay = self.relay
+        if relay is not None:
+            relay.received(data)
+        else:
+            self.abort()  # bytes that nobody asked for
+
+    def eof_received(self) -> bool:
+        return False  # connection_lost follows
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.upstream.open_count -= 1
+        self.closed = True
+        relay = self.relay
+        if relay is not None:
+            self.relay = None
+            relay.upstream_lost()
+        else:
+            self.upstream.forget(self)
+
+    def give_back(self, now_s: float) -> None:
+        """After a clean end: ready for the next request."""
+        self.relay = None
+        if self.closed or self.transport.is_closing():
+            return
+        self.used = True
+        self.idle_since_s = now_s
+        self.upstream.idle.append(self)
+
+    def abort(self) -> None:
+        """Close now, whatever is under way: this is how an engine learns that nobody waits any more."""
+        self.relay = None
+        self.closed = True
+        self.transport.abort()
+
+
+class Upstream:
+    """The connections of one instance."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        api_key: str | None,
+        tls: ssl.SSLContext | None,
+        connect_s: float,
+        idle_s: float,
+        user_agent: str,
+    ) -> None:
+        parts = urlsplit(spec.url)
+        self.spec = spec
+        self.host = parts.hostname or ""
+        self.tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self.port = parts.port or (443 if self.tls else 80)
+        self.connect_s = connect_s
+        self.idle_s = idle_s
+        self.idle: list[EngineConnection] = []
+        self.open_count = 0
+        self.no_stream_options = False  # it answered 400 to `stream_options`, and is not asked again
+        self.failures = 0  # in a row, to connect or to answer
+        self.not_before_s = 0.0  # it asked to be left alone until then (429 or 503 with Retry-After)
+        self._loop = loop
+        self._address = self.host if _is_ip(self.host) else ""
+        self._opening: set[asyncio.Task[None]] = set()
+        named = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"{named}:{parts.port}" if parts.port else named
+        fixed = f"host: {host}\r\nuser-agent: {user_agent}\r\ncontent-type: application/json\r\n"
+        if api_key:
+            fixed += f"authorization: Bearer {api_key}\r\n"
+        base = parts.path.rstrip("/").encode()
+        self._heads: dict[Endpoint, bytes] = {
+            endpoint: b"POST " + base + path + b" HTTP/1.1\r\n" + fixed.encode() for endpoint, path in PATHS.items()
+        }
+        if api_key:  # Anthropic's protocol has a field of its own
+            self._heads[Endpoint.MESSAGES] += f"x-api-key: {api_key}\r\n".encode()
+
+    def head(self, endpoint: Endpoint) -> bytes:
+        """A request's head up to the fields that differ between requests; no blank line."""
+        return self._heads[endpoint]
+
+    def take(self, now_s: float) -> EngineConnection | None:
+        """An idle connection, the one used last, or None. Old ones are closed: the engine may be closing them too."""
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
+            if connection.closed or connection.transport.is_closing():
+                continue
+            if now_s - connection.idle_since_s < self.idle_s:
+                return connection
+            connection.abort()
+        return None
+
+    def open(self, ready: Callable[[EngineConnection | None], Any]) -> None:
+        """Open a new one and hand it to `ready`; None when that fails or takes too long."""
+        task = self._loop.create_task(self._open(ready))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, ready: Callable[[EngineConnection | None], Any]) -> None:
+        connection: EngineConnection | None = None
+        try:
+            async with asyncio.timeout(self.connect_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: EngineConnection(self),
+                    self._address or self.host,
+                    self.port,
+                    ssl=self.tls,
+                    server_hostname=self.host if self.tls else None,
+                )
+        except (OSError, TimeoutError, ssl.SSLError):
+            connection = None
+        ready(connection)
+
+    def forget(self, connection: EngineConnection) -> None:
+        """It is closed."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+
+    def sweep(self, now_s: float) -> None:
+        """Close what has been idle too long."""
+        idle = self.idle
+        while idle and now_s - idle[0].idle_since_s >= self.idle_s:
+            idle.pop(0).abort()
+
+    def close(self) -> None:
+        """Close everything that is idle; what is lent closes when it comes back."""
+        self.idle_s = 0.0
+        self.sweep(float("inf"))
+
+    async def resolve(self) -> None:
+        """Look its name up anew; the last good answer stays when that fails."""
+        if not self.host or _is_ip(self.host):
+            return
+        try:
+            found = await self._loop.getaddrinfo(self.host, self.port, type=1)
+        except OSError:
+            return
+        addresses = [entry[4][0] for entry in found]
+        if addresses and self._address not in addresses:
+            self._address = str(addresses[0])
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Upstreams:
+    """The connections of all instances, by instance id. Changed at a reload; an instance that left keeps its requests until they end."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Upstream] = {}
+
+    def change(self, made: dict[str, Upstream]) -> None:
+        """These are the instances now."""
+        for instance_id, upstream in self.by_id.items():
+            if made.get(instance_id) is not upstream:
+                upstream.close()
+        self.by_id = made
+
+    def sweep(self) -> None:
+        """Called a few times a second."""
+        now_s = monotonic()
+        for upstream in self.by_id.values():
+            if upstream.idle:
+                upstream.sweep(now_s)
+
+    async def keep_resolved(self) -> None:
+        """Runs for ever: looks names up again every few seconds."""
+        while True:
+            for upstream in list(self.by_id.values()):
+                await upstream.resolve()
+            await asyncio.sleep(RESOLVE_EVERY_S)
