@@ -295,9 +295,7 @@ class Exchange:
             answers.status_line(status),
             self.client.default_fields(),
             content_type,
-            answers.placed_fields(
-                ticket.tag, placement.pool, placement.started_at_s - ticket.request.arrived_at_s, ticket.degraded_from
-            ),
+            answers.placed_fields(ticket.tag, placement.pool, placement.started_at_s - ticket.request.arrived_at_s, ticket.degraded_from),
             self._request_id,
             framing,
         )
