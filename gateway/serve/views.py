@@ -1,0 +1,168 @@
+"""What operators see of a worker: admin/views.Views and telemetry/instruments.Sources over the live objects. Computes nothing itself."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import gateway
+from gateway.admin.views import InstanceView, ModelView, QueueView, ReloadView, VersionView
+from gateway.config.load import ConfigError
+from gateway.core import trail
+from gateway.core.flow import SloTargets
+from gateway.openai.errors import ApiError
+from gateway.telemetry.exposition import render
+
+if TYPE_CHECKING:
+    from gateway.serve.worker import Worker
+
+
+class WorkerViews:
+    """One worker's."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.attainment = worker.attainment
+        self.draining = False
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def version(self) -> VersionView:
+        settings = self._worker.loaded.settings
+        return VersionView(
+            version=gateway.__version__,
+            python=platform.python_version(),
+            mode=settings.mode.value,
+            policy=settings.policy,
+            started_unix_s=self._worker.started_unix_s,
+            uptime_s=time.time() - self._worker.started_unix_s,
+            config_hash=self._worker.loaded.digest,
+        )
+
+    def authorised(self, authorization: str | None) -> bool:
+        try:
+            self._worker.front.keys.tenant_of({b"authorization": authorization.encode("latin-1", "replace")} if authorization else {})
+        except ApiError:
+            return False
+        return True
+
+    def models(self) -> list[ModelView]:
+        return [ModelView(id=model.name, aliases=tuple(model.aliases)) for model in self._worker.loaded.settings.models]
+
+    def not_ready(self) -> str:
+        if self.draining:
+            return "shutting down"
+        core = self._worker.live.core
+        if not any(core.fleet.serving(model) and core.fleet.serving(model).instances for model in core.fleet.models()):  # type: ignore[union-attr]
+            return "no engine answers"
+        return ""
+
+    def metrics(self) -> Iterator[str]:
+        return render(self.attainment, self)
+
+    def fleet(self) -> list[InstanceView]:
+        worker = self._worker
+        fleet = worker.live.core.fleet
+        views = []
+        for instance in (*fleet.by_id.values(), *fleet.leaving):
+            spec = instance.spec
+            views.append(
+                InstanceView(
+                    instance_id=spec.instance_id,
+                    pool=spec.pool,
+                    tier=spec.tier,
+                    model=spec.model,
+                    gpu=spec.gpu,
+                    usd_per_hour=spec.usd_per_hour,
+                    in_flight=instance.in_flight,
+                    limit=instance.limit,
+                    saturation_ratio=instance.saturation_ratio,
+                    healthy=instance.healthy,
+                    draining=instance.draining,
+                    ejected_for_s=worker.health.ejected_for_s(spec.instance_id),
+                    unprefilled_tokens=instance.unprefilled_tokens,
+                    context_tokens=instance.context_tokens,
+                )
+            )
+        shown = {view.instance_id for view in views}
+        for spec in worker.specs:
+            if spec.instance_id in worker.drained and spec.instance_id not in shown:
+                views.append(
+                    InstanceView(
+                        instance_id=spec.instance_id,
+                        pool=spec.pool,
+                        tier=spec.tier,
+                        model=spec.model,
+                        gpu=spec.gpu,
+                        usd_per_hour=spec.usd_per_hour,
+                        in_flight=0,
+                        limit=spec.limit_start,
+                        saturation_ratio=0.0,
+                        healthy=True,
+                        draining=True,
+                    )
+                )
+        return views
+
+    def queues(self) -> list[QueueView]:
+        now_s = self.now_s()
+        return [
+            QueueView(
+                model=queue.model,
+                experience_class=queue.experience_class,
+                requests=queue.requests,
+                bytes=queue.bytes,
+                oldest_s=max(now_s - queue.oldest_at_s, 0.0),
+                late=queue.late,
+            )
+            for queue in self._worker.live.core.queues.views()
+        ]
+
+    def targets(self, use_case: str, experience_class: str) -> SloTargets | None:
+        catalog = self._worker.loaded.catalog
+        if use_case not in catalog.use_cases or experience_class not in catalog.classes:
+            return None
+        return catalog.targets_for(use_case, experience_class)
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        found = self._worker.live.core.trails.of(request_id)
+        return trail.tell(found) if found is not None else None
+
+    def config(self) -> dict[str, Any]:
+        shown: dict[str, Any] = self._worker.loaded.settings.model_dump(mode="json")
+        return shown
+
+    async def reload(self) -> ReloadView:
+        worker = self._worker
+        if worker.reader is None:
+            return ReloadView(ok=False, problems=("this gateway was started without a file; start it again with other arguments",))
+        try:
+            loaded = worker.reader()
+        except ConfigError as error:
+            return ReloadView(ok=False, problems=tuple(str(finding) for finding in error.findings))
+        return ReloadView(ok=True, changed=tuple(worker.change(loaded)))
+
+    def drain(self, instance_id: str, draining: bool) -> bool:
+        return self._worker.drain(instance_id, draining)
+
+    # ---- telemetry's
+
+    def labels(self) -> tuple[str, str, str]:
+        settings = self._worker.loaded.settings
+        return gateway.__version__, settings.mode.value, settings.policy
+
+    def connections(self) -> int:
+        return len(self._worker.front.connections)
+
+    def limit_hits(self) -> Mapping[str, int]:
+        return self._worker.front.hits
+
+    def dropped(self) -> Mapping[str, int]:
+        worker = self._worker
+        return {"request_log": worker.request_log.dropped if worker.request_log is not None else 0}
+
+    def started_unix_s(self) -> float:
+        return self._worker.started_unix_s

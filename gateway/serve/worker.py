@@ -1,0 +1,225 @@
+"""One worker: every room of the gateway, put together for one configuration, and changed in place when that changes.
+
+Sockets and signals are process.py's business; what operators see of all this is views.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import gateway
+from gateway import policies
+from gateway.classify.explicit import Classifier
+from gateway.config.build import core_settings, instance_specs
+from gateway.config.gpus import shipped_gpus
+from gateway.config.load import Loaded
+from gateway.config.settings import Pool
+from gateway.core.decide import Core
+from gateway.core.flow import FailReason, InstanceSpec, Outcome, Placement, Result, SloTargets, Ticket
+from gateway.engines.health import Health
+from gateway.live import Live
+from gateway.measure.attainment import Attainment, tally_edges
+from gateway.openai.body import Body
+from gateway.predict.latency import StepFacts
+from gateway.predict.predictor import LearningPredictor
+from gateway.telemetry.request_log import RequestLog
+from gateway.wire.front import Front
+from gateway.wire.keys import Keys
+from gateway.wire.upstream import Upstream, Upstreams
+
+log = logging.getLogger("slo_gateway")
+
+TICK_S = 1.0
+UNKNOWN_GPU = "A10"  # where nothing is said of a GPU, predictions begin from a slow one and learn
+
+
+class Worker:
+    """Built inside a running loop. `reload` swaps the configuration; requests in flight keep what they began with."""
+
+    def __init__(self, loaded: Loaded, reload: Callable[[], Loaded] | None = None) -> None:
+        settings, catalog = loaded.settings, loaded.catalog
+        self.loaded = loaded
+        self.reader = reload
+        self.started_unix_s = time.time()
+        loop = self.loop = asyncio.get_running_loop()
+        specs = self.specs = instance_specs(settings, catalog)
+        self.predictor = LearningPredictor(step_facts(specs))
+        core = Core(core_settings(settings, catalog), policies.load(settings.policy)(Random(0)), self.predictor)  # noqa: S311
+        now_s = time.monotonic()
+        self.attainment = Attainment(tally_edges(self._every_target()), now_s)
+        self.live = Live(core, time.monotonic, [self.attainment.observe, self._learn])
+        self.live.wake = self._wake
+        self.upstreams = Upstreams()
+        self.front = Front(
+            loop, self.live, self.upstreams, self.attainment.cell, self._prompt_tokens, max_connections(settings.limits.connections)
+        )
+        self.health = Health(self.live.instance_health)
+        self.front.on_attempt_failed = self._attempt_failed
+        self.request_log: RequestLog | None = None
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.drained: set[str] = set()  # instances an operator has taken out
+        self._configure()
+
+    # ---- configuration
+
+    def _configure(self) -> None:
+        settings, catalog = self.loaded.settings, self.loaded.catalog
+        self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog))
+        self.specs = instance_specs(settings, catalog)
+        made: dict[str, Upstream] = {}
+        for spec in self.specs:
+            known = self.upstreams.by_id.get(spec.instance_id)
+            pool = settings.pools[spec.pool]
+            same = known is not None and known.spec == spec and self._pools.get(spec.pool) == pool
+            made[spec.instance_id] = known if known is not None and same else self._upstream(spec, pool)
+        self.upstreams.change(made)
+        self._pools = dict(settings.pools)
+        self.predictor.latencies.add(step_facts(self.specs))
+        self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
+        self.health.change(self.specs)
+        for instance_id, state in self.health.states.items():
+            if not state.up:
+                self.live.instance_health(instance_id, False)
+
+    _pools: dict[str, Pool] = {}  # noqa: RUF012  (replaced whole)
+
+    def _upstream(self, spec: InstanceSpec, pool: Pool) -> Upstream:
+        settings = self.loaded.settings
+        return Upstream(
+            spec,
+            self.loop,
+            api_key=pool.upstream.api_key.get_secret_value() if pool.upstream.api_key else None,
+            tls=tls_context(pool) if spec.url.startswith("https:") else None,
+            connect_s=settings.timeouts.connect_s,
+            idle_s=settings.timeouts.upstream_idle_s,
+            user_agent=f"slo-gateway/{gateway.__version__}",
+        )
+
+    def change(self, loaded: Loaded) -> list[str]:
+        """Another configuration, from now on. What is different, one sentence each."""
+        old, new = self.loaded.settings, loaded.settings
+        changed = [f"{name} has changed" for name in type(new).model_fields if getattr(old, name) != getattr(new, name)]
+        if self.loaded.catalog != loaded.catalog:
+            changed.append("the catalogue has changed")
+        if old.listen != new.listen or old.admin != new.admin:
+            changed.append("listen and admin take effect at the next start")
+        if old.policy != new.policy:
+            changed.append("policy takes effect at the next start")
+        self.loaded = loaded
+        self.live.settings_changed(core_settings(new, loaded.catalog))
+        self._configure()
+        return changed
+
+    def drain(self, instance_id: str, draining: bool) -> bool:
+        """Take an instance out, or back in. False when there is none of that name."""
+        if all(spec.instance_id != instance_id for spec in self.specs):
+            return False
+        (self.drained.add if draining else self.drained.discard)(instance_id)
+        self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
+        return True
+
+    def _every_target(self) -> list[SloTargets]:
+        catalog = self.loaded.catalog
+        classes = [catalog.class_targets(name) for name in catalog.classes]
+        return classes + [catalog.targets_for(use_case, name) for use_case in catalog.use_cases for name in catalog.classes]
+
+    # ---- what happens all the time
+
+    def start(self) -> None:
+        """Begin to tick, probe and write."""
+        settings = self.loaded.settings
+        if settings.telemetry.request_log:
+            self.request_log = RequestLog(
+                Path(settings.telemetry.request_log), settings.telemetry.request_log_max_bytes, time.time, time.monotonic
+            )
+            self.request_log.start()
+            self.live.observers.append(self.request_log.observe)
+        self.front.start()
+        self._tick()
+        for run in (self.health.run(), self.upstreams.keep_resolved()):
+            task = self.loop.create_task(run)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """No more of it; what is written down is complete."""
+        self.front.stop()
+        for timer in (self._wake_timer, self._tick_timer):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self.upstreams.change({})
+        if self.request_log is not None:
+            self.request_log.stop()
+
+    def _tick(self) -> None:
+        self._tick_timer = self.loop.call_later(TICK_S, self._tick)
+        try:
+            self.live.tick()
+            self.attainment.tick(time.monotonic())
+        except Exception:
+            log.exception("the tick of the gateway failed")
+
+    def _wake(self, at_s: float) -> None:
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        self._wake_timer = self.loop.call_later(max(at_s - time.monotonic(), 0.0), self._woken)
+
+    def _woken(self) -> None:
+        self._wake_timer = None
+        self.live.tick()
+
+    def _learn(self, subject: Placement | Ticket, outcome: Outcome, now_s: float) -> None:
+        if outcome.result is Result.COMPLETED and isinstance(subject, Placement):
+            self.health.request_completed(subject.instance_id)
+            if not outcome.tokens_estimated:
+                request = subject.ticket.request
+                body = getattr(subject.ticket.handle, "body", None)
+                if body is not None:
+                    self.predictor.prompts.learn(request.tenant, request.model, body.text_bytes, outcome.prompt_tokens)
+
+    def _prompt_tokens(self, tenant: str, model: str, body: Body) -> int:
+        return self.predictor.prompts.tokens(tenant, model, body.text_bytes)
+
+    def _attempt_failed(self, placement: Placement, reason: FailReason) -> None:
+        self.health.request_failed(placement.instance_id, reason)
+
+
+def step_facts(specs: list[InstanceSpec]) -> dict[str, StepFacts]:
+    """Where predictions begin, per kind of instance."""
+    gpus = shipped_gpus()
+    facts: dict[str, StepFacts] = {}
+    for spec in specs:
+        gpu = gpus.find(spec.gpu) or gpus.find(UNKNOWN_GPU)
+        assert gpu is not None
+        times = gpu.step_times(spec.engine_config) or next(iter(gpu.steps.values()))
+        facts[spec.predictor_key] = StepFacts(times.a / 1000, times.b / 1000, times.c / 1000, times.d / 1000)
+    return facts
+
+
+def tls_context(pool: Pool) -> ssl.SSLContext:
+    """How a pool's engines are to be trusted, and how they trust us."""
+    upstream = pool.upstream
+    context = ssl.create_default_context(cafile=upstream.ca_file or None)
+    if not upstream.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if upstream.cert_file:
+        context.load_cert_chain(upstream.cert_file, upstream.key_file or None)
+    return context
+
+
+def max_connections(configured: int) -> int:
+    """Open client connections a worker takes: as configured, else so many that each can have one to an engine."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return configured or max(int(min(soft, 1_000_000) * 0.8) // 2, 16)
