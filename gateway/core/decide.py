@@ -1,0 +1,457 @@
+"""The decision core: tell it what happened and when, it says what to do. Pure: the same events give the same actions.
+
+Late binding: what finds no place waits here, never in an engine's own queue, and is looked at again whenever a slot frees. Where a
+ticket goes is the policy's choice, whether it may wait admit.py's, the limits of instances enforce.py's; here are the books and the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+
+from gateway.core import admit
+from gateway.core.enforce import Controller
+from gateway.core.fleet import Fleet, Instance
+from gateway.core.flow import (
+    Action,
+    Cancel,
+    ClassPolicy,
+    CoreSettings,
+    Degrade,
+    FailReason,
+    InstanceSpec,
+    Mode,
+    Outcome,
+    Placement,
+    Refuse,
+    RefuseReason,
+    Request,
+    Result,
+    Start,
+    Tag,
+    Ticket,
+)
+from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
+from gateway.core.queues import Lane, Queues
+from gateway.core.trail import Step, Trails
+
+# How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
+LOOK_AHEAD = 3
+# A start that could be held to form a batch is held for at most this share of the time it can spare.
+HOLD_RATIO = 0.25
+NO_CAPACITY_RETRY_S = 2.0
+TTFT_SHARE_OF_E2E = 0.25  # of a caller that does not stream: prefill is part of what it waits for
+
+
+class Core:
+    """Every decision of one worker. Calls must come with times that never go back."""
+
+    def __init__(self, settings: CoreSettings, policy: Policy, predictor: Predictor | None = None) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.predictor = predictor
+        self.fleet = Fleet(self._ceilings(settings), predictor)
+        self.queues = Queues(settings, policy)
+        self.trails = Trails(settings.trail_size)
+        self.controller = Controller()
+        self._rates: dict[str, admit.DrainRate] = {}
+        self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
+        self._observes = settings.mode is Mode.OBSERVE
+
+    def _ceilings(self, settings: CoreSettings) -> list[float]:
+        return [1.0 if self.policy.plain else c.ceiling_ratio for c in settings.classes]
+
+    # ---- requests
+
+    def ticket(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> Ticket:
+        """A request with its deadlines. It stands nowhere yet."""
+        targets = tag.targets
+        arrived_at_s = request.arrived_at_s
+        ticket = Ticket(request, tag, arrived_at_s + targets.ttft_s, arrived_at_s + targets.e2e_s, 0.0, handle)
+        ticket.model = request.model
+        predictor = self.predictor
+        if predictor is not None:
+            ticket.expected_output_tokens = predictor.expected_output_tokens(ticket)
+        else:
+            most = request.max_output_tokens
+            ticket.expected_output_tokens = float(tag.output_tokens if most is None else min(most, tag.output_tokens))
+        if not request.stream:
+            self._unstreamed(ticket)
+        class_ = self._classes.get(tag.experience_class)
+        ttl_s = class_.limits.ttl_s if class_ is not None else 0.0
+        ticket.expires_at_s = arrived_at_s + (ttl_s or 2.0 * targets.e2e_s)
+        return ticket
+
+    def _unstreamed(self, ticket: Ticket) -> None:
+        """Its caller sees the end only: what E2E leaves is divided between the first token and the gaps."""
+        targets = ticket.tag.targets
+        ttft_s = max(targets.ttft_s, TTFT_SHARE_OF_E2E * targets.e2e_s)
+        ticket.ttft_deadline_at_s = ticket.request.arrived_at_s + ttft_s
+        ticket.itl_target_s = max(targets.itl_s, (targets.e2e_s - ttft_s) / max(ticket.expected_output_tokens, 1.0))
+
+    def arrived(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> list[Action]:
+        """`ticket` and `submit` in one."""
+        return self.submit(self.ticket(request, tag, now_s, handle), now_s)
+
+    def submit(self, ticket: Ticket, now_s: float) -> list[Action]:
+        """A request arrives: it starts, waits, takes a looser class, or is refused."""
+        ticket.queued_at_s = now_s
+        if not self._find_model(ticket):
+            return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
+        queues = self.queues.of(ticket.model)
+        if not queues.waiting or self.policy.early_binding or self._observes:
+            actions: list[Action] = []
+            if self._try(ticket, now_s, actions):
+                return actions
+            if self._observes or self.policy.early_binding:
+                instance = self._least_loaded(ticket)
+                if instance is not None:
+                    self._start(ticket, instance, now_s, actions, holds=False)
+                    return actions
+                return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
+        return self._wait(ticket, now_s)
+
+    def _find_model(self, ticket: Ticket) -> bool:
+        """The model asked for, or the first fallback that somebody serves."""
+        for model in (ticket.request.model, *ticket.request.fallback_models):
+            serving = self.fleet.serving(model)
+            if serving is not None and serving.instances:
+                if ticket.tried and not self._untried(ticket, model):
+                    continue
+                if model != ticket.model:
+                    ticket.model = model
+                    ticket.latest_start_at_s = -1.0
+                return True
+        return False
+
+    def _untried(self, ticket: Ticket, model: str) -> bool:
+        serving = self.fleet.serving(model)
+        return serving is not None and any(i.spec.instance_id not in ticket.tried for i in serving.instances)
+
+    def _wait(self, ticket: Ticket, now_s: float) -> list[Action]:
+        """It stands in line, unless that would be no kindness."""
+        full = self.queues.full(ticket)
+        if full is None:
+            class_ = self._classes[ticket.tag.experience_class]
+            if not class_.refusable or self._may_wait(ticket, now_s):
+                self.queues.push(ticket)
+                self.trails.add(ticket, Step(now_s, "queued"))
+                return self._fill(ticket.model, now_s)
+            full = RefuseReason.CANNOT_MEET_SLO
+        predicted_s = self._predicted_wait_s(ticket, ticket.tag.rank, now_s)
+        looser = self._looser_class(ticket, now_s)
+        if looser is not None and ticket.request.may_degrade:
+            return self._degrade(ticket, looser, now_s)
+        retry_s = admit.retry_after_s(ticket, predicted_s, now_s)
+        return [self._refuse(ticket, full, retry_s, now_s, looser=looser.name if looser is not None else "")]
+
+    def _may_wait(self, ticket: Ticket, now_s: float) -> bool:
+        if not self.fleet.savable(ticket, now_s):
+            # Not even an idle instance could keep the promise. When nobody else is kept waiting by it, it is served all the same.
+            return self.queues.of(ticket.model).waiting == 0
+        return not admit.too_long(ticket, self._predicted_wait_s(ticket, ticket.tag.rank, now_s), now_s)
+
+    def _predicted_wait_s(self, ticket: Ticket, rank: int, now_s: float) -> float:
+        serving = self.fleet.serving(ticket.model)
+        ahead = self.queues.ahead(ticket.model, rank)
+        return admit.wait_s(ahead, serving.in_flight if serving is not None else 1, self._rates.get(ticket.model), now_s)
+
+    def _looser_class(self, ticket: Ticket, now_s: float) -> ClassPolicy | None:
+        """The next looser class that would take it now."""
+        for class_ in self.settings.classes:
+            if class_.rank > ticket.tag.rank and class_.targets is not None:
+                lane = self.queues.of(ticket.model).lanes[class_.rank]
+                if lane.requests < class_.limits.max_requests and lane.bytes + ticket.request.body_bytes <= class_.limits.max_bytes:
+                    wait_s = self._predicted_wait_s(ticket, class_.rank, now_s)
+                    if not class_.refusable or now_s + wait_s * admit.EAGERNESS_RATIO < ticket.request.arrived_at_s + class_.targets.ttft_s:
+                        return class_
+        return None
+
+    def _degrade(self, ticket: Ticket, class_: ClassPolicy, now_s: float) -> list[Action]:
+        old = ticket.tag
+        targets = class_.targets
+        assert targets is not None
+        ticket.degraded_from = ticket.degraded_from or old.experience_class
+        looser = replace(
+            targets,
+            ttft_s=max(targets.ttft_s, old.targets.ttft_s),
+            itl_s=max(targets.itl_s, old.targets.itl_s),
+            e2e_s=max(targets.e2e_s, old.targets.e2e_s),
+            e2e_limit_s=max(targets.e2e_limit_s, old.targets.e2e_limit_s),
+        )
+        tag = ticket.tag = replace(old, experience_class=class_.name, rank=class_.rank, targets=looser, tiers=class_.tiers)
+        arrived_at_s = ticket.request.arrived_at_s
+        ticket.ttft_deadline_at_s = arrived_at_s + looser.ttft_s
+        ticket.e2e_deadline_at_s = arrived_at_s + looser.e2e_s
+        ticket.latest_start_at_s = -1.0
+        ticket.expires_at_s = arrived_at_s + (class_.limits.ttl_s or 2.0 * looser.e2e_s)
+        if not ticket.request.stream:
+            self._unstreamed(ticket)
+        self.trails.add(ticket, Step(now_s, "degraded", reason=class_.name))
+        self.queues.push(ticket)
+        return [Degrade(ticket, tag), *self._fill(ticket.model, now_s)]
+
+    def _refuse(
+        self, ticket: Ticket, reason: RefuseReason, retry_after_s: float, now_s: float, looser: str = "", hopeless: bool = False
+    ) -> Refuse:
+        ticket.gone = True
+        refuse = Refuse(ticket, reason, retry_after_s, looser, hopeless)
+        self.trails.refused(refuse, now_s)
+        return refuse
+
+    # ---- what becomes of placements
+
+    def first_token(self, placement: Placement, now_s: float) -> list[Action]:
+        """The engine has answered: this prompt no longer delays others on its instance."""
+        instance: Instance | None = placement.instance
+        if instance is None:
+            return []
+        if self.predictor is not None:
+            self.predictor.first_token(placement, instance, now_s)
+        self.fleet.prefilled(placement)
+        return self._fill(instance.spec.model, now_s)
+
+    def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> list[Action]:
+        """It is over, well or not, and nothing is tried again."""
+        return self._ended(placement, outcome, now_s)
+
+    def failed(self, placement: Placement, reason: FailReason, now_s: float, retry: bool) -> list[Action]:
+        """An attempt came to nothing. With `retry` (nothing was sent yet) another instance is looked for, else that was all."""
+        ticket = placement.ticket
+        self.trails.failed(placement, reason, now_s)
+        actions = self._ended(placement, Outcome(Result.FAILED, fail_reason=reason), now_s)
+        if not retry or ticket.gone:
+            return actions
+        ticket.tries += 1
+        ticket.tried = (*ticket.tried, placement.instance_id)
+        if ticket.tries >= self.settings.max_tries or not self._find_model(ticket):
+            return [*actions, self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s)]
+        if self._try(ticket, now_s, actions):
+            return actions
+        # It has been admitted once; whoever waits longest for the same instances goes first, as ever.
+        self.queues.push(ticket)
+        return [*actions, *self._fill(ticket.model, now_s)]
+
+    def _ended(self, placement: Placement, outcome: Outcome, now_s: float) -> list[Action]:
+        instance = placement.instance
+        if instance is None:
+            return []
+        if self.predictor is not None:
+            self.predictor.finished(placement, instance, outcome, now_s)
+        self.fleet.give_back(placement)
+        placement.ticket.placement = None
+        if self.policy.learn is not None:
+            self.policy.learn(placement, outcome)
+        model = instance.spec.model
+        rate = self._rates.get(model)
+        if rate is None:
+            rate = self._rates[model] = admit.DrainRate(now_s)
+        rate.finished(now_s)
+        self.controller.ended(instance, placement, now_s)
+        return self._fill(model, now_s)
+
+    def gone(self, ticket: Ticket, now_s: float) -> list[Action]:
+        """Its client has left, at whatever stage."""
+        ticket.gone = True
+        self.queues.remove(ticket)
+        placement = ticket.placement
+        self.trails.add(ticket, Step(now_s, "gone"))
+        if placement is None:
+            return []
+        return self._ended(placement, Outcome(Result.CLIENT_GONE, output_tokens=placement.output_tokens), now_s)
+
+    # ---- instances, settings, time
+
+    def instances_changed(self, specs: Sequence[InstanceSpec], now_s: float) -> list[Action]:
+        """These are the configured instances now. Those that left finish what they have."""
+        self.fleet.change(specs)
+        return self._everywhere(now_s)
+
+    def instance_health(self, instance_id: str, healthy: bool, now_s: float) -> list[Action]:
+        """It is up, or not to be used."""
+        instance = self.fleet.by_id.get(instance_id)
+        if instance is None:
+            return []
+        self.fleet.set_health(instance, healthy, now_s)
+        return self._everywhere(now_s)
+
+    def settings_changed(self, settings: CoreSettings, now_s: float) -> list[Action]:
+        """Another configuration; who waits keeps waiting."""
+        self.settings = settings
+        self._classes = {c.name: c for c in settings.classes}
+        self._observes = settings.mode is Mode.OBSERVE
+        self.trails.size = settings.trail_size
+        self.fleet.set_ceilings(self._ceilings(settings))
+        lost = self.queues.change(settings)
+        actions: list[Action] = [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s) for ticket in lost]
+        return [*actions, *self._everywhere(now_s)]
+
+    @property
+    def next_wake_at_s(self) -> float | None:
+        """When `tick` should be called at the latest for a held start; None when nothing is held."""
+        at_s = min((i.forming_until_s for i in self.fleet.by_id.values() if i.forming), default=inf) if self._forming else inf
+        return at_s if at_s < inf else None
+
+    _forming = 0  # starts that are held to form a batch
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Time has passed: batches are due, waiting has lasted too long, limits may move."""
+        actions: list[Action] = []
+        if self._forming:
+            for instance in (*self.fleet.by_id.values(), *self.fleet.leaving):
+                if instance.forming and now_s >= instance.forming_until_s - 1e-6:
+                    self._release(instance, now_s, actions)
+        if any(queues.waiting for queues in self.queues.by_model.values()):
+            for ticket in [t for t in self.queues.waiting() if now_s >= t.expires_at_s]:
+                self.queues.remove(ticket)
+                actions.append(self._refuse(ticket, RefuseReason.EXPIRED, 1.0, now_s))
+        for instance in self.fleet.by_id.values():
+            if instance.returned_at_s > -inf:
+                self.fleet.warm_up(instance, now_s)
+            if instance.residents:
+                self.fleet.count_context(instance)
+        for instance, limit in self.controller.limits(self.fleet, now_s):
+            self.fleet.set_limit(instance, limit)
+        return [*actions, *self._everywhere(now_s)]
+
+    def _everywhere(self, now_s: float) -> list[Action]:
+        actions: list[Action] = []
+        for model, queues in list(self.queues.by_model.items()):
+            if queues.waiting:
+                serving = self.fleet.serving(model)
+                if serving is None or not serving.instances:
+                    self._nobody_serves(model, now_s, actions)
+                else:
+                    actions += self._fill(model, now_s)
+        return actions
+
+    def _nobody_serves(self, model: str, now_s: float, actions: list[Action]) -> None:
+        """All instances of a model are down: who waits is told so, or goes to a fallback model."""
+        queues = self.queues.of(model)
+        for lane in (*queues.lanes, queues.late):
+            for ticket in list(lane.tickets()):
+                self.queues.remove(ticket)
+                if self._find_model(ticket):
+                    actions += self._wait(ticket, now_s)
+                else:
+                    actions.append(self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s))
+
+    # ---- places
+
+    def _fill(self, model: str, now_s: float) -> list[Action]:
+        """Give places to who waits, most urgent first, until nobody can be placed."""
+        queues = self.queues.of(model)
+        actions: list[Action] = []
+        if not queues.waiting:
+            return actions
+        urgency = self.policy.urgency
+        open_lanes = [lane for lane in queues.lanes if lane.requests]
+        while open_lanes:
+            heads = [(lane, lane.heads(LOOK_AHEAD)) for lane in open_lanes]
+            heads = [(lane, tickets) for lane, tickets in heads if tickets]
+            if not heads:
+                break
+            lane, tickets = min(heads, key=lambda entry: urgency(entry[1][0], now_s)) if len(heads) > 1 else heads[0]
+            if not self._serve_lane(lane, tickets, now_s, actions):
+                open_lanes = [other for other, _ in heads if other is not lane]
+            else:
+                open_lanes = [other for other, _ in heads]
+        if queues.late.requests:
+            while True:
+                tickets = queues.late.heads(LOOK_AHEAD)
+                if not tickets or not self._serve_lane(queues.late, tickets, now_s, actions):
+                    break
+        return actions
+
+    def _serve_lane(self, lane: Lane, tickets: list[Ticket], now_s: float, actions: list[Action]) -> bool:
+        """Try a lane's next tickets. True when one of them left the lane."""
+        for ticket in tickets:
+            if now_s >= ticket.expires_at_s:
+                self.queues.remove(ticket)
+                actions.append(self._refuse(ticket, RefuseReason.EXPIRED, 1.0, now_s))
+                return True
+            was_late = ticket.late
+            if self._try(ticket, now_s, actions) or (ticket.late and not was_late):
+                return True
+            if ticket.lane is None:
+                return True
+        return False
+
+    def _try(self, ticket: Ticket, now_s: float, actions: list[Action]) -> bool:
+        """Ask the policy for a place and take it."""
+        fleet = self.fleet
+        if fleet.considered:
+            fleet.considered = []
+        chosen: Instance | Verdict = self.policy.place(ticket, fleet, now_s)
+        if chosen is LATE:
+            if ticket.lane is not None:
+                if not ticket.late:
+                    self.queues.late(ticket)
+                    self.trails.add(ticket, Step(now_s, "late"))
+                return False
+            # It has just arrived and cannot be saved. If nobody waits it may still be served, behind whoever comes.
+            ticket.late = True
+            chosen = self.policy.place(ticket, fleet, now_s)
+            if chosen is LATE or chosen is WAIT:
+                ticket.late = False
+                return False
+        if chosen is WAIT or isinstance(chosen, Verdict):
+            return False
+        self._start(ticket, chosen, now_s, actions, holds=True)
+        return True
+
+    def _start(self, ticket: Ticket, instance: Instance, now_s: float, actions: list[Action], holds: bool) -> None:
+        spec = instance.spec
+        prediction = None
+        for looked_at, predicted in self.fleet.considered:
+            if looked_at is instance:
+                prediction = predicted
+        placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
+        if ticket.lane is not None:
+            self.queues.took(ticket)
+        ticket.placement = placement
+        self.trails.started(placement, self.fleet.considered, now_s)
+        self.fleet.take(instance, placement)
+        if holds and spec.batch_window_s > 0.0 and not self._observes and self._holds(placement, instance, now_s):
+            self._forming += 1
+            return
+        self._go(placement, instance, now_s, actions)
+        if instance.forming and instance.in_flight >= spec.batch_min:
+            self._release(instance, now_s, actions)
+
+    def _go(self, placement: Placement, instance: Instance, now_s: float, actions: list[Action]) -> None:
+        placement.started_at_s = now_s
+        if self.predictor is not None:
+            self.predictor.started(placement, instance, now_s)
+        actions.append(Start(placement))
+
+    def _holds(self, placement: Placement, instance: Instance, now_s: float) -> bool:
+        """May this start wait for others, so that they form a batch? Never past what its promise can spare."""
+        spec, ticket = instance.spec, placement.ticket
+        if instance.in_flight >= spec.batch_min or ticket.late:
+            return False
+        predicted_s = placement.prediction.ttft_s if placement.prediction is not None else 0.0
+        spare_s = ticket.ttft_deadline_at_s - now_s - predicted_s
+        held_s = min(spec.batch_window_s, spare_s * HOLD_RATIO)
+        if held_s < 0.001:
+            return False
+        placement.held_until_s = now_s + held_s
+        instance.forming.append(placement)
+        instance.forming_until_s = min(instance.forming_until_s, placement.held_until_s)
+        return True
+
+    def _release(self, instance: Instance, now_s: float, actions: list[Action]) -> None:
+        """The batch starts."""
+        forming, instance.forming = instance.forming, []
+        instance.forming_until_s = inf
+        self._forming -= len(forming)
+        for placement in forming:
+            placement.held_until_s = 0.0
+            self._go(placement, instance, now_s, actions)
+
+    def _least_loaded(self, ticket: Ticket) -> Instance | None:
+        return min(self.fleet.instances(ticket), key=lambda i: i.saturation_ratio, default=None)
+
+
+__all__ = ["Cancel", "Core"]

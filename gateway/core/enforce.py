@@ -1,0 +1,94 @@
+"""The controller: once a second, limits of instances up while their gaps leave room, down when they do not.
+
+It moves only what the configuration lets it (`limit: {min, max, pinned}`), one step at a time, and judges by what was measured on each
+instance: the mean gap of the tokens of the last second, against the tightest promise among its residents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.core.fleet import Fleet, Instance
+from gateway.core.flow import Placement
+
+EVERY_S = 1.0
+# Below this share of the tightest promise there is room for more, above that one there is none.
+ROOM_RATIO = 0.75
+TIGHT_RATIO = 0.97
+# One quiet second is too soon to add a slot: the newest resident's context is still growing, and its gaps with it.
+QUIET_SECONDS = 2
+STEP_RATIO = 0.125
+USED_RATIO = 0.8  # a limit that nobody reaches has nothing to prove
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of one instance since the last look."""
+
+    tokens: float = 0.0
+    stream_s: float = 0.0
+    quiet: int = 0
+    peak: int = 0
+
+
+class Controller:
+    """Limits of all instances."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Seen] = {}
+        self._counted: dict[Placement, tuple[int, float]] = {}
+        self._looked_at_s = 0.0
+
+    def ended(self, instance: Instance, placement: Placement, now_s: float) -> None:
+        """A resident is leaving: its last tokens count too."""
+        self._count(instance, placement)
+        self._counted.pop(placement, None)
+        seen = self._seen.get(instance.spec.instance_id)
+        if seen is not None:
+            seen.peak = max(seen.peak, instance.in_flight + placement.ticket.request.n)
+
+    def _count(self, instance: Instance, placement: Placement) -> None:
+        if not placement.first_token_at_s:
+            return
+        tokens, at_s = self._counted.get(placement) or (1, placement.first_token_at_s)
+        n = placement.ticket.request.n
+        if placement.output_tokens > tokens:
+            seen = self._seen.get(instance.spec.instance_id)
+            if seen is None:
+                seen = self._seen[instance.spec.instance_id] = _Seen()
+            seen.tokens += (placement.output_tokens - tokens) / n
+            seen.stream_s += placement.last_token_at_s - at_s
+            self._counted[placement] = (placement.output_tokens, placement.last_token_at_s)
+
+    def limits(self, fleet: Fleet, now_s: float) -> Iterator[tuple[Instance, int]]:
+        """(instance, new limit) for each that should change."""
+        if now_s - self._looked_at_s < EVERY_S * 0.9:
+            return
+        self._looked_at_s = now_s
+        for instance_id, instance in fleet.by_id.items():
+            for placement in instance.residents:
+                self._count(instance, placement)
+            seen = self._seen.get(instance_id)
+            if seen is None:
+                continue
+            seen.peak = max(seen.peak, instance.in_flight)
+            limit = instance.limit
+            itl_s = seen.stream_s / seen.tokens if seen.tokens else 0.0
+            tightest_s = instance.tightest_itl_s
+            step = max(int(limit * STEP_RATIO), 1)
+            if itl_s > 0.0 and tightest_s < float("inf") and not instance.spec.limit_pinned:
+                if itl_s > TIGHT_RATIO * tightest_s:
+                    seen.quiet = 0
+                    if limit > instance.spec.limit_start:
+                        yield instance, max(limit - step, instance.spec.limit_start)
+                elif itl_s < ROOM_RATIO * tightest_s and seen.peak >= USED_RATIO * limit:
+                    seen.quiet += 1
+                    if seen.quiet >= QUIET_SECONDS:
+                        yield instance, limit + step
+                else:
+                    seen.quiet = 0
+            seen.tokens = seen.stream_s = 0.0
+            seen.peak = 0
+        if len(self._seen) > len(fleet.by_id) * 2 + 16:
+            self._seen = {k: v for k, v in self._seen.items() if k in fleet.by_id}
