@@ -1,0 +1,294 @@
+"""Reads gateway.yaml and the catalogue: either both are right, or every mistake is told at once, each with its place and the nearest
+right name. What is right but unwise is check.py's business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from gateway.config.build import catalog_with
+from gateway.config.catalog import Catalog
+from gateway.config.document import Document, DocumentError, Place, plain_yaml, read
+from gateway.config.settings import Settings
+from gateway.config.shipped import shipped
+
+FORBIDDEN_HOSTS = ("metadata.google.internal", "169.254.169.254", "fd00:ec2::254", "100.100.100.200")
+
+
+class Finding(NamedTuple):
+    """One mistake, or one warning. `nearest` is the right name that was probably meant, "" when none is near."""
+
+    file: str
+    place: Place | None
+    path: str
+    message: str
+    nearest: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.place.line}:{self.place.column}" if self.place else self.file
+        text = f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
+        return f"{text}; did you mean '{self.nearest}'?" if self.nearest else text
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; `findings` are all that is wrong with it."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        super().__init__("\n".join(str(finding) for finding in findings))
+        self.findings = findings
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration that holds together. `catalog` has the site's changes in it; `digest` is of everything that was read."""
+
+    settings: Settings
+    catalog: Catalog
+    digest: str
+    path: Path | None
+    document: Document | None = None
+
+
+def load(path: str | Path | None = None) -> Loaded:
+    """The file at `path`, or the one that comes with the gateway. ConfigError names every mistake."""
+    file = Path(path) if path is not None else shipped("gateway.yaml")
+    try:
+        document = read(file)
+    except DocumentError as error:
+        raise ConfigError([Finding(str(file), error.place, "", error.message)]) from None
+    findings = [
+        Finding(str(file), document.place_of(where), dotted(where), f"the environment variable {name} is not set")
+        for where, name in document.missing
+    ]
+    settings: Settings | None = None
+    if not isinstance(document.data, dict):
+        findings.append(Finding(str(file), Place(1, 1), "", "expected keys such as models and pools"))
+    else:
+        try:
+            settings = Settings.model_validate(document.data, context={"from_file": True, "folder": file.parent})
+        except ValidationError as error:
+            findings += _findings(error, document, Settings)
+    if settings is None:
+        raise ConfigError(findings)
+    loaded = _joined(settings, file, document, findings)
+    return loaded
+
+
+def of_settings(settings: Settings) -> Loaded:
+    """Settings that came from somewhere else (the command line). ConfigError as from a file."""
+    return _joined(settings, None, None, [])
+
+
+def _joined(settings: Settings, file: Path | None, document: Document | None, findings: list[Finding]) -> Loaded:
+    name = str(file) if file is not None else "(arguments)"
+    catalog = shipped_catalog()
+    if settings.catalog:
+        own = (file.parent if file is not None else Path()) / settings.catalog
+        try:
+            catalog = load_catalog(own)
+        except ConfigError as error:
+            findings += error.findings
+    try:
+        catalog = catalog_with(catalog, settings)
+    except ValidationError as error:
+        for one in error.errors():
+            where = tuple(one["loc"])
+            findings.append(Finding(name, document.place_of(where) if document else None, dotted(where), _message(one)))
+    known = {str(finding) for finding in findings}
+    for where, message, wrong, right in wrong_references(settings, catalog):
+        nearest = _nearest(wrong, right)
+        finding = Finding(name, document.place_of(where) if document else None, dotted(where), message, nearest)
+        if str(finding) not in known:
+            findings.append(finding)
+    if findings:
+        raise ConfigError(sorted(findings, key=lambda f: (f.file, f.place or Place(0, 0))))
+    digest = hashlib.sha256(settings.model_dump_json().encode() + catalog.model_dump_json().encode()).hexdigest()[:16]
+    return Loaded(settings, catalog, digest, file, document)
+
+
+def load_catalog(path: Path) -> Catalog:
+    """A catalogue file. ConfigError names every mistake."""
+    try:
+        document = read(path)
+        catalog = Catalog.model_validate(document.data, context={"from_file": True})
+    except DocumentError as error:
+        raise ConfigError([Finding(str(path), error.place, "", error.message)]) from None
+    except ValidationError as error:
+        raise ConfigError(_findings(error, document, Catalog)) from None
+    wrong = [
+        Finding(str(path), document.place_of(where), dotted(where), f"'{name}' is not {what}", _nearest(name, right))
+        for where, name, what, right in catalog.wrong_references()
+    ]
+    if wrong:
+        raise ConfigError(wrong)
+    return catalog
+
+
+@cache
+def shipped_catalog() -> Catalog:
+    """The catalogue that comes with the gateway."""
+    return Catalog.model_validate(plain_yaml(shipped("catalog.yaml")), context={"from_file": True})
+
+
+def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[str | int, ...], str, str, list[str]]]:
+    """What needs the whole file to be judged, as (path, message, the wrong name, names that exist)."""
+    wrong: list[tuple[tuple[str | int, ...], str, str, list[str]]] = []
+
+    def expect(name: str | None, known: Any, what: str, *path: str | int) -> None:
+        if name is not None and name not in known:
+            wrong.append((path, f"'{name}' is not {what}", name, list(known)))
+
+    models = {model.name: model for model in settings.models}
+    for index, model in enumerate(settings.models):
+        for at, fallback in enumerate(model.fallbacks):
+            expect(fallback, models, "one of the models", "models", index, "fallbacks", at)
+        for alias, said in model.aliases.items():
+            expect(said.use_case, catalog.use_cases, "a use case", "models", index, "aliases", alias, "use_case")
+            expect(said.experience_class, catalog.classes, "an experience class", "models", index, "aliases", alias, "experience_class")
+    names: dict[str, int] = {}
+    for index, model in enumerate(settings.models):
+        if model.name in names:
+            wrong.append((("models", index, "name"), f"'{model.name}' is there twice", "", []))
+        names[model.name] = index
+    addresses: dict[tuple[str, str], str] = {}
+    for name, pool in settings.pools.items():
+        expect(pool.model, models, "one of the models", "pools", name, "model")
+        expect(pool.tier, catalog.tiers, "a tier", "pools", name, "tier")
+        for at, url in enumerate(pool.instances):
+            problem = _address_problem(url, settings)
+            if problem:
+                wrong.append((("pools", name, "instances", at), problem, "", []))
+            if (url, pool.model) in addresses:
+                other = addresses[url, pool.model]
+                wrong.append((("pools", name, "instances", at), f"{url} serves this model in pool {other} already", "", []))
+            addresses[url, pool.model] = name
+        if pool.limit.min > pool.limit.max:
+            wrong.append((("pools", name, "limit", "max"), "a limit's max is not below its min", "", []))
+        if bool(pool.upstream.cert_file) != bool(pool.upstream.key_file):
+            wrong.append((("pools", name, "upstream"), "cert_file and key_file go together", "", []))
+    ids: set[str] = set()
+    for index, key in enumerate(settings.keys):
+        if (key.sha256 is None) == (key.key is None):
+            wrong.append((("keys", index), "exactly one of sha256 and key", "", []))
+        if key.id in ids:
+            wrong.append((("keys", index, "id"), f"'{key.id}' is there twice", "", []))
+        ids.add(key.id)
+        for at, name in enumerate(key.classes):
+            expect(name, catalog.classes, "an experience class", "keys", index, "classes", at)
+        expect(key.use_case, catalog.use_cases, "a use case", "keys", index, "use_case")
+        expect(key.experience_class, catalog.classes, "an experience class", "keys", index, "experience_class")
+    expect(settings.classify.fallback, catalog.use_cases, "a use case", "classify", "fallback")
+    for name in settings.classes:
+        expect(name, catalog.classes, "an experience class", "classes", name)
+    for at, name in enumerate(settings.coalesce.classes):
+        expect(name, catalog.classes, "an experience class", "coalesce", "classes", at)
+    for where, name, what, right in catalog.wrong_references():
+        wrong.append((where, f"'{name}' is not {what}", name, right))
+    if settings.admin.key is None and not is_loopback(settings.admin.host):
+        wrong.append((("admin", "key"), "a key is needed when the admin port is not on loopback", "", []))
+    return wrong
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine connect there?"""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _address_problem(url: str, settings: Settings) -> str:
+    try:
+        parts = urlsplit(url)
+        port_is_good = parts.port != 0
+    except ValueError:
+        return "an address such as http://host:8000"
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good or parts.query or parts.fragment:
+        return "an address such as http://host:8000"
+    if parts.username or parts.password:
+        return "an address without a password; an engine's key goes to upstream.api_key"
+    if parts.path.rstrip("/").endswith("/v1"):
+        return "an address without /v1"
+    host = parts.hostname.lower()
+    if (host in FORBIDDEN_HOSTS or host.startswith(("169.254.", "fe80:"))) and host not in settings.allow_addresses:
+        return f"{host} is a link-local or metadata address; list it in allow_addresses if it is meant"
+    return ""
+
+
+def dotted(path: tuple[str | int, ...]) -> str:
+    """`("pools", "a b", "instances", 0)` -> `pools.a b.instances[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+    return text
+
+
+def _nearest(name: str, right: list[str]) -> str:
+    return next(iter(difflib.get_close_matches(name.lower(), right, n=1, cutoff=0.6)), "") if name else ""
+
+
+def _findings(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Finding]:
+    findings = []
+    for one in error.errors():
+        where = tuple(one["loc"])
+        nearest = ""
+        if one["type"] == "extra_forbidden":
+            known = _keys_at(model, where[:-1])
+            message = "no such key" + (f"; here are {', '.join(known)}" if known else "")
+            nearest = _nearest(str(where[-1]), known)
+            if nearest:
+                message = "no such key"
+        else:
+            message = _message(one)
+        findings.append(Finding(str(document.path), document.place_of(where), dotted(where), message, nearest))
+    return findings
+
+
+def _message(one: Any) -> str:
+    if one["type"] == "missing":
+        return "this key is needed"
+    message = str(one["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    return message if message.startswith("expected") or one["type"] != "value_error" else f"expected {message}"
+
+
+def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The keys a path's mapping may have."""
+    here: Any = model
+    for part in path:
+        here = _inside(here, part)
+        if here is None:
+            return []
+    return (
+        [field.alias or name for name, field in here.model_fields.items()] if isinstance(here, type) and issubclass(here, BaseModel) else []
+    )
+
+
+def _inside(here: Any, part: Any) -> Any:
+    if isinstance(here, type) and issubclass(here, BaseModel):
+        for name, field in here.model_fields.items():
+            if part in (name, field.alias):
+                return _model_in(field.annotation)
+        return None
+    return here.model if isinstance(here, _Container) else None
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in reversed(getattr(annotation, "__args__", ())):
+        found = _Container(_model_in(inner)) if getattr(annotation, "__origin__", None) in (dict, tuple, list) else _model_in(inner)
+        if found is not None and (not isinstance(found, _Container) or found.model is not None):
+            return found
+    return None
+
+
+class _Container:
+    """A mapping or list of models: its own keys lead to one."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model

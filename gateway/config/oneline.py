@@ -1,0 +1,75 @@
+"""A gateway from one line of arguments, without a file: `--model M --pool premium:H100=http://a:8000,http://b:8000`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.config.gpus import shipped_gpus
+from gateway.config.load import ConfigError, Finding, Loaded, of_settings, shipped_catalog
+from gateway.config.settings import Settings
+
+_POOL = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?::(?P<gpu>[A-Za-z0-9][A-Za-z0-9.-]*))?(?::limit=(?P<limit>\d{1,5}))?=(?P<urls>.+)"
+)
+GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"
+
+
+def loaded_from_args(
+    model: str,
+    pools: Sequence[str],
+    *,
+    port: int | None = None,
+    host: str | None = None,
+    admin_port: int | None = None,
+    state: str | None = None,
+    workers: int | None = None,
+    mode: str | None = None,
+) -> Loaded:
+    """The settings those arguments mean. ConfigError names every mistake."""
+    catalog, gpus = shipped_catalog(), shipped_gpus()
+    findings: list[Finding] = []
+    made: dict[str, Any] = {}
+    for text in pools:
+        match = _POOL.fullmatch(text)
+        if match is None:
+            findings.append(Finding("(arguments)", None, "--pool", f"{text!r} is not {GRAMMAR}"))
+            continue
+        name, gpu_name = match["name"], match["gpu"] or ""
+        gpu = gpus.find(gpu_name) if gpu_name else None
+        tier = name if name in catalog.tiers else (catalog.tier_of_gpu(gpu.name if gpu else gpu_name) if gpu_name else None)
+        if tier is None:
+            known = ", ".join(catalog.tiers)
+            findings.append(Finding("(arguments)", None, "--pool", f"{text!r}: neither the name nor the GPU says a tier; name it {known}"))
+            continue
+        if name in made:
+            findings.append(Finding("(arguments)", None, "--pool", f"{name!r} is there twice"))
+        limit = {"limit": {"start": int(match["limit"]), "pinned": True}} if match["limit"] else {}
+        made[name] = {"tier": tier, "gpu": gpu_name, "model": model, "instances": match["urls"].split(","), **limit}
+    if not pools:
+        findings.append(Finding("(arguments)", None, "--pool", f"at least one pool, as {GRAMMAR}"))
+    if findings:
+        raise ConfigError(findings)
+    data: dict[str, Any] = {"models": [{"name": model}], "pools": made, "listen": {}, "admin": {}}
+    for section, key, value in (
+        ("listen", "port", port),
+        ("listen", "host", host),
+        ("listen", "workers", workers),
+        ("admin", "port", admin_port),
+    ):
+        if value is not None:
+            data[section][key] = value
+    if mode is not None:
+        data["mode"] = mode
+    if state is not None:
+        data["state"] = {"url": state}
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            [Finding("(arguments)", None, ".".join(str(part) for part in one["loc"]), str(one["msg"])) for one in error.errors()]
+        ) from None
+    return of_settings(settings)
