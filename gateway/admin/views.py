@@ -42,9 +42,9 @@ class InstanceView(View):
     saturation_ratio: float = Field(description="in flight over limit, or the predictor's better knowledge; 1 is full")
     healthy: bool
     draining: bool = Field(description="gets nothing new; what runs there finishes")
-    ejected_for_s: float = Field(0.0, description="left out after failures for this much longer")
-    unprefilled_tokens: int = Field(0, description="prompt tokens sent there that have no first token yet")
-    context_tokens: int = Field(0, description="prompt and output tokens of what runs there")
+    ejected_for_s: float = Field(default=0.0, description="left out after failures for this much longer")
+    unprefilled_tokens: int = Field(default=0, description="prompt tokens sent there that have no first token yet")
+    context_tokens: int = Field(default=0, description="prompt and output tokens of what runs there")
 
 
 class QueueView(View):
@@ -55,15 +55,15 @@ class QueueView(View):
     requests: int
     bytes: int
     oldest_s: float = Field(description="how long the oldest has waited")
-    late: int = Field(0, description="of these, requests that can no longer meet their SLO")
+    late: int = Field(default=0, description="of these, requests that can no longer meet their SLO")
 
 
 class ReloadView(View):
     """What a reload did. On failure the old configuration goes on."""
 
     ok: bool
-    changed: tuple[str, ...] = Field((), description="what is different now, one sentence each")
-    problems: tuple[str, ...] = Field((), description="why the file was refused: file:line:column, what, and what was expected")
+    changed: tuple[str, ...] = Field(default=(), description="what is different now, one sentence each")
+    problems: tuple[str, ...] = Field(default=(), description="why the file was refused: file:line:column, what, and what was expected")
 
 
 class VersionView(View):
@@ -93,14 +93,14 @@ class Latency(View):
     p95_s: float | None = None
     p99_s: float | None = None
     target_s: float | None = None
-    within_ratio: float | None = Field(None, description="share of samples within the target, exact")
+    within_ratio: float | None = Field(default=None, description="share of samples within the target, exact")
 
 
 class SloRow(View):
     """What one class, use case, pool or tenant got."""
 
     name: str
-    experience_class: str | None = Field(None, description="when the row is a use case: the class of its requests, if it is one")
+    experience_class: str | None = Field(default=None, description="when the row is a use case: the class of its requests, if it is one")
     offered: int = Field(description="completed + refused + failed; what attainment is over")
     completed: int
     attained: int

@@ -52,7 +52,7 @@ class Gpu(ConfigModel):
     steps: dict[Name, StepTimes] = Field(min_length=1)
 
     def step_times(self, engine_config: str = "") -> StepTimes | None:
-        """Of the configuration named in `engine_config` (`w8`, `vllm-w4`; fp16 when it names none); None when it does not fit or is unknown."""
+        """Of the one named in `engine_config` (`w8`, `vllm-w4`; fp16 when it names none); None when it does not fit or is unknown."""
         words = engine_config.lower().replace("-", " ").replace("_", " ").replace(",", " ").split()
         for word in words:
             if word in ("fp16", "bf16", "w16"):

@@ -196,7 +196,9 @@ def refused(refuse: Refuse) -> ApiError:
         message += " Trying again will not help."
         retry_after_s = None
     else:
-        retry_after_s = min(max(refuse.retry_after_s, 0.001), MAX_RETRY_AFTER_S) if math.isfinite(refuse.retry_after_s) else MAX_RETRY_AFTER_S
+        retry_after_s = (
+            min(max(refuse.retry_after_s, 0.001), MAX_RETRY_AFTER_S) if math.isfinite(refuse.retry_after_s) else MAX_RETRY_AFTER_S
+        )
         headers = (
             (b"retry-after", b"%d" % math.ceil(retry_after_s)),
             (b"retry-after-ms", b"%d" % math.ceil(retry_after_s * 1000.0)),

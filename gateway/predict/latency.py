@@ -383,6 +383,10 @@ class Latencies:
         self.loads: dict[str, Load] = {}
         self._kept: dict[str, Any] = {}
 
+    def know(self, facts: Mapping[str, StepFacts]) -> None:
+        """Facts of other kinds too, for those that are yet to be met."""
+        self._facts.update(facts)
+
     def load(self, instance_id: str, predictor_key: str) -> Load:
         """The load of an instance, made on first sight."""
         found = self.loads.get(instance_id)

@@ -37,7 +37,6 @@ from gateway.wire.upstream import Upstream, Upstreams
 log = logging.getLogger("slo_gateway")
 
 TICK_S = 1.0
-UNKNOWN_GPU = "A10"  # where nothing is said of a GPU, predictions begin from a slow one and learn
 
 
 class Worker:
@@ -83,7 +82,7 @@ class Worker:
             made[spec.instance_id] = known if known is not None and same else self._upstream(spec, pool)
         self.upstreams.change(made)
         self._pools = dict(settings.pools)
-        self.predictor.latencies.add(step_facts(self.specs))
+        self.predictor.latencies.know(step_facts(self.specs))
         self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
         self.health.change(self.specs)
         for instance_id, state in self.health.states.items():
@@ -200,10 +199,10 @@ def step_facts(specs: list[InstanceSpec]) -> dict[str, StepFacts]:
     gpus = shipped_gpus()
     facts: dict[str, StepFacts] = {}
     for spec in specs:
-        gpu = gpus.find(spec.gpu) or gpus.find(UNKNOWN_GPU)
-        assert gpu is not None
-        times = gpu.step_times(spec.engine_config) or next(iter(gpu.steps.values()))
-        facts[spec.predictor_key] = StepFacts(times.a / 1000, times.b / 1000, times.c / 1000, times.d / 1000)
+        gpu = gpus.find(spec.gpu)
+        if gpu is not None:
+            times = gpu.step_times(spec.engine_config) or next(iter(gpu.steps.values()))
+            facts[spec.predictor_key] = (times.a, times.b, times.c, times.d)
     return facts
 
 

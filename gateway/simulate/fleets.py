@@ -71,9 +71,8 @@ def fleet(
             raise ValueError(f"fleet part {part.strip()!r}: no GPU named {gpu_name}; known are {', '.join(gpus.gpus)}")
         times = gpu.step_times(config)
         if times is None:
-            raise ValueError(
-                f"fleet part {part.strip()!r}: {gpu.name} does not run {config or 'fp16'} models of this size; it runs {', '.join(gpu.steps)}"
-            )
+            runs = ", ".join(gpu.steps)
+            raise ValueError(f"fleet part {part.strip()!r}: {gpu.name} does not run {config or 'fp16'} models of this size; it runs {runs}")
         tier_name = catalog.tier_of_gpu(gpu.name) or "cost"
         tier = catalog.tiers[tier_name]
         kv_tokens = int((gpu.memory_bytes * 0.9 - _WEIGHT_BYTES.get(config, 16e9)) / KV_BYTES_PER_TOKEN)

@@ -139,7 +139,7 @@ def knees(point: Point, guess_per_s: float, precision: float) -> dict[str, float
                 break
             else:
                 high, step = probe, step * 2
-        while 0 <= low and high > most and low < most:  # up until it does not
+        while low >= 0 and high > most and low < most:  # up until it does not
             probe = min(low + step, most)
             if attained(probe) >= share:
                 low, step = probe, step * 2

@@ -133,7 +133,9 @@ class Exchange:
         front.admit(self, tenant)
         body = self.body = bodies.read(self.raw, self.endpoint, front.limits)
         self.raw = b""
-        ticket = self.ticket = front.live.ticket(self._request(body, tenant), front.classifier.tag(body, fields, tenant), self)
+        request = self._request(body, tenant)
+        tag = front.classifier.tag(body, fields, tenant, request.prompt_tokens)
+        ticket = self.ticket = front.live.ticket(request, tag, self)
         front.live.submit(ticket)
         while True:
             while self.placement is None:

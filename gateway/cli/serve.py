@@ -1,0 +1,133 @@
+"""`slo-gateway serve`: run the gateway, from a file or from one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from gateway.config.load import ConfigError, Loaded, is_loopback, load
+from gateway.config.oneline import GRAMMAR, loaded_from_args
+
+BAD_CONFIG, USAGE = 78, 2
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@click.option("--port", type=click.IntRange(0, 65535), help="Port for applications; 0 picks a free one.")
+@click.option("--host", help="Address for applications.  [default: 127.0.0.1]")
+@click.option("--admin-port", type=click.IntRange(0, 65535), help="Port for operators.")
+@click.option("--model", help="What applications ask for, when there is no FILE.")
+@click.option("--pool", "pools", multiple=True, metavar=GRAMMAR, help="A pool of engines, when there is no FILE; may be given again.")
+@click.option("--state", metavar="URL", help="redis:// of what workers and replicas share.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port.")
+@click.option("--mode", type=click.Choice(["enforce", "observe"]), help="observe: measure everything, hold back and refuse nothing.")
+def command(
+    file: str | None,
+    port: int | None,
+    host: str | None,
+    admin_port: int | None,
+    model: str | None,
+    pools: tuple[str, ...],
+    state: str | None,
+    workers: int | None,
+    mode: str | None,
+) -> None:
+    """Run the gateway.
+
+    \b
+    With a file:      slo-gateway serve config/gateway.yaml
+    Without one:      slo-gateway serve --model M --pool premium:H100=http://a:8000,http://b:8000 --pool cost:A10:limit=32=http://c:8000
+
+    A file that changes is taken over while the gateway runs (so is one after SIGHUP); a wrong one is refused, and the old one goes on.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    for quiet in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    log = logging.getLogger("slo_gateway")
+    if file is not None and (model or pools):
+        raise click.UsageError("give a FILE, or --model and --pool, not both")
+    if file is None and bool(model) != bool(pools):
+        raise click.UsageError("without a FILE, --model and at least one --pool are needed")
+
+    def read() -> Loaded:
+        loaded = load(file)
+        changes = {"port": port, "host": host}
+        if any(value is not None for value in (*changes.values(), admin_port, mode)):
+            loaded = _changed(loaded, port, host, admin_port, mode)
+        return loaded
+
+    try:
+        if model:
+            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, state=state, workers=workers, mode=mode)
+            reload = None
+        else:
+            loaded = read()
+            reload = read
+    except ConfigError as error:
+        for finding in error.findings:
+            click.echo(str(finding), err=True)
+        sys.exit(BAD_CONFIG)
+    settings = loaded.settings
+    if not settings.keys and not is_loopback(settings.listen.host):
+        log.warning("no keys are configured and %s is not loopback: everybody who can connect may use the GPUs", settings.listen.host)
+
+    def ready(public: int, admin: int) -> None:
+        log.info(
+            "ready: http://%s:%d/v1 (%s), admin http://%s:%d/admin/",
+            settings.listen.host,
+            public,
+            settings.mode.value,
+            settings.admin.host,
+            admin,
+        )
+
+    from gateway.serve.process import run
+
+    try:
+        status = run(loaded, reload, FileWatch(loaded.path) if reload is not None else None, ready)
+    except OSError as error:
+        click.echo(f"cannot listen on {settings.listen.host}:{settings.listen.port} or {settings.admin.port}: {error.strerror}", err=True)
+        sys.exit(USAGE)
+    sys.exit(status)
+
+
+def _changed(loaded: Loaded, port: int | None, host: str | None, admin_port: int | None, mode: str | None) -> Loaded:
+    """The file's settings with the command line's on top."""
+    from dataclasses import replace
+
+    from gateway.core.flow import Mode
+
+    settings = loaded.settings
+    listen = settings.listen.model_copy(update={k: v for k, v in (("port", port), ("host", host)) if v is not None})
+    admin = settings.admin.model_copy(update={"port": admin_port} if admin_port is not None else {})
+    update = {"listen": listen, "admin": admin} | ({"mode": Mode(mode)} if mode is not None else {})
+    return replace(loaded, settings=settings.model_copy(update=update))
+
+
+class FileWatch:
+    """Has the file changed since it was last asked? By what the file system says of it, and only once it has settled."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known = self._stat()
+        self._seen = self._known
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            stat = os.stat(self._path) if self._path is not None else None
+        except OSError:
+            return None
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat is not None else None
+
+    def __call__(self) -> bool:
+        now = self._stat()
+        settled = now == self._seen
+        self._seen = now
+        if now is None or now == self._known or not settled:
+            return False
+        self._known = now
+        return True
