@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from gateway.core.policy import Policy
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 def names() -> list[str]:

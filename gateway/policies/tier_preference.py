@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
+from typing import TYPE_CHECKING
 
 from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
 from gateway.core.policy import LATE, WAIT, Fleet, Policy, Verdict
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
