@@ -34,4 +34,4 @@ def load(name: str) -> Callable[[Random], Policy]:
     made = getattr(module, "policy", None)
     if made is None:
         raise ValueError(f"{name}: a policy file offers `policy(chance) -> Policy`")
-    return cast(Callable[[Random], Policy], made)
+    return cast("Callable[[Random], Policy]", made)
