@@ -62,6 +62,7 @@ class Exchange:
     __slots__ = (
         "_attempt",
         "_failure",
+        "_refusal_of_engine",
         "_request_id",
         "_running",
         "_walk",
@@ -101,6 +102,7 @@ class Exchange:
         self._attempt: Outcome | None = None
         self._failure: tuple[FailReason, ApiError, bool, bool] | None = None
         self._request_id = _sane(head.fields.get(b"x-request-id"))
+        self._refusal_of_engine: ApiError | None = None  # it said no to what the caller asked: told once the slot is free
         self._running = False
         self._walk: Coroutine[Any, Any, None] | None = None
 
@@ -147,7 +149,10 @@ class Exchange:
                 break
         self.outcome = outcome
         front.live.finished(self.placement, outcome)
-        self.client.answered(keep=not self.head.http_1_0 and outcome.fail_reason is None)
+        if self._refusal_of_engine is not None:
+            self.client.answer_error(self._refusal_of_engine, self)
+        else:
+            self.client.answered(keep=outcome.fail_reason is None)
 
     def _request(self, body: Body, tenant: Tenant) -> Request:
         front = self.front
@@ -191,9 +196,7 @@ class Exchange:
         reason, error, may_retry, begun = self._failure
         if self._attempt is not None:  # it failed, and what became of it is known
             if not begun:
-                self._finish_error(placement, error, self._attempt)
-                raise _Answered
-            self.outcome = self._attempt
+                self._refusal_of_engine = error
             return self._attempt
         self.placement = None
         front.attempt_failed(placement, reason)
@@ -262,6 +265,12 @@ class Exchange:
         finally:
             self._running = False
 
+    def over(self) -> None:
+        """Called by the front when all is done: what is kept of it elsewhere (the trail of its ticket) must not keep its body."""
+        if self.ticket is not None:
+            self.ticket.handle = None
+        self._failure = self._attempt = None
+
     # ---- what the relay asks of it
 
     def write(self, data: bytes) -> None:
@@ -321,8 +330,6 @@ class Exchange:
 
     def _answer_error(self, error: ApiError) -> None:
         """Before anything was sent: a proper error. Counted by whoever raised it, or here when the core refused."""
-        if error is _ANSWERED:
-            return
         ticket = self.ticket
         if self.refusal is not None and ticket is not None:
             self.outcome = Outcome(
@@ -333,12 +340,6 @@ class Exchange:
                 prompt_tokens=0,
             )
             self.front.live.observe(ticket, self.outcome)
-        self.client.answer_error(error, self)
-
-    def _finish_error(self, placement: Placement, error: ApiError, outcome: Outcome) -> None:
-        """The engine said no to what the caller asked: the slot is free, the caller is told."""
-        self.outcome = outcome
-        self.front.live.finished(placement, outcome)
         self.client.answer_error(error, self)
 
     def _failed_outcome(self, reason: FailReason, error: ApiError) -> Outcome:
@@ -371,13 +372,6 @@ class Exchange:
             self.client.cut()
         else:
             self.client.answer_error(error, self)
-
-
-class _AnsweredError(ApiError):
-    """Leaves the walk once an answer is out."""
-
-
-_ANSWERED = _Answered = _AnsweredError(Kind.INTERNAL)
 
 
 def _sane(sent: bytes | None) -> bytes:

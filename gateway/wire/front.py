@@ -11,6 +11,7 @@ from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from gateway.config.load import is_loopback
 from gateway.core.flow import FailReason, Placement, RefuseReason, Ticket
 from gateway.openai.errors import ApiError, Kind, quota
 from gateway.wire.coalescer import Coalescer
@@ -84,7 +85,8 @@ class Front:
 
     def entered(self, connection: ClientConnection) -> bool:
         """A new connection; False when there are too many."""
-        if self._per_ip[connection.peer] >= self.limits.connections_per_ip and connection.peer:
+        # What comes from this very machine is a proxy in front of us: it speaks for many.
+        if self._per_ip[connection.peer] >= self.limits.connections_per_ip and connection.peer and not is_loopback(connection.peer):
             self.hit("connections_per_ip")
             return False
         if len(self.connections) >= self.max_connections and not self._make_room():
@@ -132,6 +134,7 @@ class Front:
         if exchange.key_id:
             self._per_key[exchange.key_id] -= 1
             exchange.key_id = ""
+        exchange.over()
 
     def attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         """An instance did not answer: those who judge its health want to know."""
