@@ -220,8 +220,12 @@ class Machine:
         self.next_at_s = math.inf
         return first, done
 
-    def plan(self, now_s: float) -> None:
-        """Start the next jump, if there is anything to do and none is under way."""
+    def residents(self) -> list[Sequence]:
+        """Those that get a token at the end of each step."""
+        return list(self._residents)
+
+    def plan(self, now_s: float, most_steps: int = 1_000_000) -> None:
+        """Start the next jump, of at most so many steps, if there is anything to do and none is under way."""
         if self._jump:
             return
         facts = self.facts
@@ -244,7 +248,7 @@ class Machine:
             ending = self._ending
             while ending[0][2].state != DECODING or ending[0][2].ends_at_step != ending[0][0]:
                 heapq.heappop(ending)
-            jump = ending[0][0] - self.steps
+            jump = min(ending[0][0] - self.steps, most_steps)
             if facts.kv_tokens:
                 room = facts.kv_tokens - self.kv_used_tokens
                 jump = max(min(jump, room // self.decoding), 1)

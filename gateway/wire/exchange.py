@@ -35,7 +35,7 @@ from gateway.wire.relay import Relay
 
 if TYPE_CHECKING:
     from gateway.classify.explicit import Tenant
-    from gateway.wire.framing import Head
+    from gateway.openai.framing import Head
     from gateway.wire.front import Front
     from gateway.wire.protocol import ClientConnection
 

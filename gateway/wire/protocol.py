@@ -14,9 +14,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.core.flow import Endpoint, FailReason
 from gateway.openai.errors import ApiError, Kind
+from gateway.openai.framing import ChunkedBody, FramingError, Head, find_head, request_head
 from gateway.wire import answers
 from gateway.wire.exchange import Exchange
-from gateway.wire.framing import ChunkedBody, FramingError, Head, find_head, request_head
 from gateway.wire.upstream import PATHS
 
 if TYPE_CHECKING:

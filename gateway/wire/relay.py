@@ -15,9 +15,9 @@ from gateway.core.flow import FailReason, Outcome, Placement, Result
 from gateway.measure.stopwatch import Stopwatch
 from gateway.openai import errors
 from gateway.openai.errors import ApiError
+from gateway.openai.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
 from gateway.openai.sse import Reader, usage_of
 from gateway.wire.answers import EVENT_STREAM, JSON, WAIT_COMMENT
-from gateway.wire.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
 
 if TYPE_CHECKING:
     from gateway.wire.exchange import Exchange

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.wire.framing import ChunkedBody, FramingError, answer_head, chunk, find_head, request_head
+from gateway.openai.framing import ChunkedBody, FramingError, answer_head, chunk, find_head, request_head
 
 GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 

@@ -1,0 +1,387 @@
+"""An OpenAI server that takes the time a GPU would: the step model of machine.py in real time, for demos, tests and load tests.
+
+It stands in for a GPU, never for the gateway, and nothing in the gateway knows of it. Steps happen on a clock of their own, so that a
+late timer delays one token and not all that follow. What it says is a row of words; how much, the request decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import re
+import time
+from random import Random
+from statistics import NormalDist
+from typing import Any, cast
+from zlib import crc32
+
+import msgspec
+
+from gateway.openai.framing import LAST_CHUNK, ChunkedBody, FramingError, Head, chunk, find_head, request_head
+from gateway.simulate.machine import Machine, MachineFacts, Sequence
+from gateway.simulate.wording import Wording, wording_of
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+CHARS_PER_TOKEN = 4
+OUTPUT_MEDIAN, OUTPUT_SIGMA = 180.0, 0.8
+# What a request may say about its own answer's length: load tests replay traces with it.
+OUTPUT_HEADER = b"x-simulated-output-tokens"
+
+_json = msgspec.json.Encoder().encode
+_value = msgspec.json.Decoder().decode
+_NORMAL = NormalDist()
+_TTFT_EDGES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Faults:
+    """What is to go wrong; changed by POST /fault while it runs."""
+
+    def __init__(self) -> None:
+        self.slow_ratio = 1.0  # every step takes so many times longer
+        self.stall_after_tokens = 0  # streams stop there, the connection stays
+        self.die_after_tokens = 0  # the connection is cut there
+        self.error_ratio = 0.0  # share of requests answered 500
+        self.malformed_after_tokens = 0  # bytes that are no event
+        self.silent = False  # takes requests and answers nothing
+
+    def change(self, said: dict[str, Any]) -> None:
+        """ValueError for a fault that does not exist."""
+        for name, value in said.items():
+            if name not in vars(self):
+                raise ValueError(f"no fault {name!r}; there are {', '.join(vars(self))}")
+            setattr(self, name, type(getattr(self, name))(value))
+
+
+class Engine:
+    """One engine: a machine and its clock."""
+
+    def __init__(self, model: str, facts: MachineFacts, seed: int = 0) -> None:
+        self.model = model
+        self.facts = facts
+        self.machine = Machine(facts, Random(seed))  # noqa: S311
+        self.faults = Faults()
+        self.started_unix_s = time.time()
+        self.requests = 0
+        self.finished = 0
+        self.cancelled = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.most_in_flight = 0
+        self.ttft_counts = [0] * (len(_TTFT_EDGES_S) + 1)
+        self.ttft_sum_s = 0.0
+        self.connections: set[EngineConnection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._slow_ratio = 1.0
+
+    def submit(self, sequence: Sequence) -> None:
+        """A request is read: the next step sees it."""
+        now_s = time.monotonic()
+        machine = self.machine
+        self.requests += 1
+        self.prompt_tokens += sequence.prompt_tokens
+        idle = math.isinf(machine.next_at_s)
+        machine.submit(sequence, now_s)
+        self.most_in_flight = max(self.most_in_flight, machine.in_flight)
+        if idle:
+            machine.run(now_s)
+            machine.plan(now_s, 1)
+            self._schedule()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Nobody waits for it any more."""
+        self.machine.cancel(sequence, time.monotonic())
+        self.cancelled += 1
+
+    def _schedule(self) -> None:
+        at_s = self.machine.next_at_s
+        if math.isinf(at_s):
+            self._timer = None
+        else:
+            self._timer = self._loop.call_later(max(at_s - time.monotonic(), 0.0), self._step)
+
+    def _step(self) -> None:
+        machine = self.machine
+        now_s = time.monotonic()
+        at_s = machine.next_at_s
+        if now_s < at_s - 0.0008:
+            self._schedule()  # timers count in whole milliseconds, and may be early
+            return
+        if now_s - at_s > 1.0:
+            at_s = now_s  # the process was stopped: what was missed is not made up for
+        if self.faults.slow_ratio != self._slow_ratio:
+            self._slow_ratio = self.faults.slow_ratio
+            machine.change(self.facts.slower(1.0 / self._slow_ratio))
+        before = machine.residents()
+        first, done = machine.run(at_s)
+        for sequence in itertools.chain((s for s in before), first):
+            sequence.owner.token(sequence)
+        self.output_tokens += len(before) + len(first)
+        for sequence in first:
+            took_s = now_s - sequence.owner.arrived_at_s
+            self.ttft_sum_s += took_s
+            self.ttft_counts[next((i for i, edge in enumerate(_TTFT_EDGES_S) if took_s <= edge), len(_TTFT_EDGES_S))] += 1
+        for sequence in done:
+            self.finished += 1
+            sequence.owner.over(sequence)
+        machine.plan(at_s, 1)
+        self._schedule()
+
+    def metrics(self) -> str:
+        """In vLLM's names."""
+        machine, label = self.machine, f'{{model_name="{self.model}",engine="0"}}'
+        lines = []
+        kv_tokens = self.facts.kv_tokens or 400_000
+        for name, kind, value in (
+            ("num_requests_running", "gauge", len(machine.reading) + machine.decoding),
+            ("num_requests_waiting", "gauge", len(machine.waiting)),
+            ("kv_cache_usage_perc", "gauge", machine.kv_used_tokens / kv_tokens),
+            ("prompt_tokens_total", "counter", self.prompt_tokens),
+            ("generation_tokens_total", "counter", self.output_tokens),
+            ("request_success_total", "counter", self.finished),
+            ("num_preemptions_total", "counter", machine.preempted),
+        ):
+            lines.append(f"# TYPE vllm:{name} {kind}\nvllm:{name}{label} {float(value)}\n")
+        lines.append("# TYPE vllm:time_to_first_token_seconds histogram\n")
+        so_far = 0
+        for edge, count in zip((*_TTFT_EDGES_S, math.inf), self.ttft_counts, strict=True):
+            so_far += count
+            shown = "+Inf" if math.isinf(edge) else str(edge)
+            lines.append(f'vllm:time_to_first_token_seconds_bucket{{model_name="{self.model}",engine="0",le="{shown}"}} {float(so_far)}\n')
+        lines.append(f"vllm:time_to_first_token_seconds_sum{label} {self.ttft_sum_s}\n")
+        lines.append(f"vllm:time_to_first_token_seconds_count{label} {float(so_far)}\n")
+        return "".join(lines)
+
+
+class Answer:
+    """One request being answered. Owns its sequences, one per choice."""
+
+    __slots__ = ("_ended", "_given", "_open", "_said", "arrived_at_s", "connection", "engine", "output_tokens", "sequences", "wording")
+
+    def __init__(self, connection: EngineConnection, wording: Wording, prompt_tokens: int, output_tokens: int) -> None:
+        self.connection = connection
+        self.engine = connection.engine
+        self.wording = wording
+        self.arrived_at_s = time.monotonic()
+        self.output_tokens = output_tokens
+        self.sequences = [Sequence(self, prompt_tokens if not i else 1, output_tokens, wording.hashes) for i in range(wording.n)]
+        self._open = wording.n
+        self._given = 0
+        self._said: list[list[str]] = [[] for _ in range(wording.n)]
+        self._ended = False
+
+    def start(self) -> None:
+        """Into the engine's queue."""
+        if self.wording.stream:
+            self.connection.begin_stream(self.wording.opening())
+        for sequence in self.sequences:
+            self.engine.submit(sequence)
+
+    def token(self, sequence: Sequence) -> None:
+        """A step has ended with a token for one of its choices."""
+        if self._ended or sequence not in self.sequences:
+            return
+        index = self.sequences.index(sequence)
+        word = self.wording.word(len(self._said[index]))
+        self._said[index].append(word)
+        self._given += 1
+        faults = self.engine.faults
+        if faults.die_after_tokens and self._given > faults.die_after_tokens:
+            self.connection.die()
+        elif faults.stall_after_tokens and self._given > faults.stall_after_tokens:
+            return
+        elif faults.malformed_after_tokens and self._given == faults.malformed_after_tokens:
+            self.connection.write(b"zz\r\n{ this is no event\r\n")
+        elif self.wording.stream:
+            self.connection.event(self.wording.delta(index, word))
+
+    def over(self, sequence: Sequence) -> None:
+        """One of its choices is complete."""
+        self._open -= 1
+        if self._ended or (self.engine.faults.stall_after_tokens and self._given > self.engine.faults.stall_after_tokens):
+            return
+        if self.wording.stream:
+            self.connection.event(self.wording.finish(self.sequences.index(sequence)))
+        if self._open:
+            return
+        self._ended = True
+        cached = self.sequences[0].cached_tokens
+        if self.wording.stream:
+            self.connection.end_stream(self.wording.closing(self._given, cached))
+        else:
+            self.connection.answer(200, self.wording.whole(["".join(words) for words in self._said], self._given, cached))
+
+    def abandon(self) -> None:
+        """The client is gone."""
+        if not self._ended:
+            self._ended = True
+            for sequence in self.sequences:
+                self.engine.cancel(sequence)
+
+
+class EngineConnection(asyncio.Protocol):
+    """A client of the engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._data = b""
+        self._head: Head | None = None
+        self._missing = 0
+        self._parts: list[bytes] = []
+        self._chunks: ChunkedBody | None = None
+        self._answer: Answer | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.engine.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.engine.connections.discard(self)
+        if self._answer is not None:
+            self._answer.abandon()
+            self._answer = None
+
+    def data_received(self, data: bytes) -> None:
+        self._data = self._data + data if self._data else data
+        try:
+            while self._data and self._answer is None and self._take():
+                pass
+        except FramingError as error:
+            self._refuse(error.status, error.why)
+            self.transport.close()
+
+    def _take(self) -> bool:
+        """One request off the buffer; False when more has to come."""
+        if self._head is None:
+            end = find_head(self._data, 65536)
+            if not end:
+                return False
+            self._head = request_head(self._data, end, max_fields=200, max_line_bytes=8192)
+            self._data = self._data[end:]
+            self._chunks = ChunkedBody() if self._head.length < 0 else None
+            self._missing = max(self._head.length, 0)
+            if self._missing > MAX_BODY_BYTES:
+                raise FramingError(400, "too large")
+        if self._chunks is not None:
+            self._parts.append(self._chunks.feed(self._data))
+            self._data = self._chunks.left
+            if not self._chunks.done:
+                return False
+        else:
+            part, self._data = self._data[: self._missing], self._data[self._missing :]
+            self._missing -= len(part)
+            self._parts.append(part)
+            if self._missing:
+                return False
+        head, body = self._head, b"".join(self._parts)
+        self._head, self._parts = None, []
+        self._request(head, body)
+        return True
+
+    # ---- requests
+
+    def _request(self, head: Head, body: bytes) -> None:
+        path = head.target.partition(b"?")[0].decode()
+        if head.method == b"GET":
+            self._control(path)
+        elif path == "/fault":
+            try:
+                self.engine.faults.change(_value(body))
+                self.answer(200, _json(vars(self.engine.faults)))
+            except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as error:
+                self._refuse(400, str(error))
+        else:
+            self._inference(path, head, body)
+
+    def _control(self, path: str) -> None:
+        engine = self.engine
+        if path == "/health":
+            self.answer(200, b"")
+        elif path == "/v1/models":
+            card = {"id": engine.model, "object": "model", "created": int(engine.started_unix_s), "owned_by": "simulated"}
+            self.answer(200, _json({"object": "list", "data": [card | {"max_model_len": 131072}]}))
+        elif path == "/version":
+            self.answer(200, b'{"version":"simulated"}')
+        elif path == "/metrics":
+            self.answer(200, engine.metrics().encode(), b"text/plain; version=0.0.4")
+        elif path == "/state":
+            told = {"in_flight": engine.machine.in_flight, "most_in_flight": engine.most_in_flight, "cancelled": engine.cancelled}
+            told |= {"finished": engine.finished, "connections": len(engine.connections), "steps": engine.machine.steps}
+            self.answer(200, _json(told | {"busy_s": engine.machine.busy_s}))
+        else:
+            self._refuse(404, "there is nothing at this path")
+
+    def _inference(self, path: str, head: Head, body: bytes) -> None:
+        engine = self.engine
+        try:
+            said = _value(body)
+            wording = wording_of(path, said, engine.model)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            self._refuse(400, f"invalid request: {error}")
+            return
+        if wording is None:
+            self._refuse(404, f"the model does not exist or nothing is at {path}" if path.startswith("/v1/") else "not found")
+            return
+        if engine.faults.error_ratio and engine.machine.chance.random() < engine.faults.error_ratio:
+            self._refuse(500, "internal error")
+            return
+        if engine.faults.silent:
+            return
+        said_tokens = head.fields.get(OUTPUT_HEADER)
+        if said_tokens is not None and said_tokens.isdigit():
+            output_tokens = max(int(said_tokens), 1)
+        else:
+            share = (crc32(body) + 0.5) / 2**32
+            output_tokens = max(round(OUTPUT_MEDIAN * math.exp(OUTPUT_SIGMA * _NORMAL.inv_cdf(share))), 1)
+        if wording.most_tokens is not None:
+            output_tokens = max(min(output_tokens, wording.most_tokens), 1)
+        if not wording.generates:
+            output_tokens = 1
+        wording.hit_limit = wording.most_tokens is not None and output_tokens >= wording.most_tokens
+        self._answer = Answer(self, wording, max(wording.prompt_bytes // CHARS_PER_TOKEN, 1), output_tokens)
+        self._answer.start()
+
+    # ---- answers
+
+    def write(self, data: bytes) -> None:
+        """Bytes as they are."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def answer(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+        """A whole answer."""
+        self._answer = None
+        head = b"HTTP/1.1 %d OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (status, content_type, len(body))
+        self.write(head + body)
+
+    def begin_stream(self, opening: bytes) -> None:
+        """The head of a stream, and what comes before the first token."""
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        self.write(head + (chunk(opening) if opening else b""))
+
+    def event(self, event: bytes) -> None:
+        """One event."""
+        if event:
+            self.write(chunk(event))
+
+    def end_stream(self, closing: bytes) -> None:
+        """The end of a stream."""
+        self._answer = None
+        self.write((chunk(closing) if closing else b"") + LAST_CHUNK)
+        if self._data:
+            self.data_received(b"")
+
+    def die(self) -> None:
+        """Cut, as a process that crashed."""
+        self.transport.abort()
+
+    def _refuse(self, status: int, message: str) -> None:
+        clean = re.sub(r"[^ -~]", " ", message)[:200]
+        self.answer(status, _json({"error": {"message": clean, "type": "BadRequestError", "param": None, "code": status}}))
+
+
+async def serve(engine: Engine, host: str, port: int) -> asyncio.Server:
+    """Listen. OSError says why it cannot."""
+    return await asyncio.get_running_loop().create_server(lambda: EngineConnection(engine), host, port, backlog=4096)
