@@ -1,0 +1,226 @@
+"""`slo-gateway demo`: three simulated GPU pools, the gateway before them, and real traffic, live in this terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gateway.load.report import Report
+
+MODEL = "llama-8b"
+# pool, tier, GPU, configuration, instances: a small mixed fleet, its cheap cards most of it.
+POOLS = (("premium", "H100", "", 1), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))
+START_S = 15.0
+
+
+@click.command()
+@click.option("--for", "for_", default="60s", show_default=True, help="How long to send requests.")
+@click.option("--rate", type=click.FloatRange(0.1, 100), default=4.0, show_default=True, help="Requests a second.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The gateway's; another is taken if it is in use."
+)
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+def command(for_: str, rate: float, port: int, as_json: bool) -> None:
+    """Three simulated GPU pools, the gateway, and real traffic: arrivals and lengths of the Azure 2023 traces, worded by labelled requests.
+
+    \b
+    slo-gateway demo                 a minute, live
+    slo-gateway demo --for 20s       shorter
+    Ctrl-C ends it with a summary; nothing is left behind.
+    """
+    from gateway.config.quantities import parse_duration
+
+    try:
+        for_s = parse_duration(for_)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--for") from None
+    from rich.console import Console
+
+    console = Console(stderr=as_json)
+    with tempfile.TemporaryDirectory(prefix="slo-gateway-demo-") as folder:
+        children: list[subprocess.Popen[bytes]] = []
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with console.status("starting five simulated engines and the gateway"):
+                addresses = _engines(children, Path(folder))
+                address, admin = _gateway(children, Path(folder), addresses, port)
+            status = _drive(console, address, admin, rate, for_s, as_json)
+        except KeyboardInterrupt:
+            status = 130
+        except RuntimeError as error:
+            click.echo(str(error), err=True)
+            status = 3
+        finally:
+            _stop(children)
+            signal.signal(signal.SIGTERM, previous)
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _child(children: list[subprocess.Popen[bytes]], log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        child = subprocess.Popen(  # noqa: S603  (our own command line)
+            [sys.executable, "-m", "gateway", *arguments], stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    children.append(child)
+    return child
+
+
+def _said(child: subprocess.Popen[bytes], log: Path, what: str) -> str:
+    """The line of a child's log that holds `what`."""
+    end_s = time.monotonic() + START_S
+    while time.monotonic() < end_s:
+        for line in log.read_text(errors="replace").splitlines():
+            if what in line:
+                return line
+        if child.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RuntimeError(f"a part of the demo did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _engines(children: list[subprocess.Popen[bytes]], folder: Path) -> dict[str, list[str]]:
+    started = []
+    for pool, gpu, config, count in POOLS:
+        for index in range(count):
+            log = folder / f"{pool}-{index}.log"
+            arguments = ["engine", "--gpu", gpu, "--model", MODEL, "--port", "0", "--seed", str(index)]
+            if config:
+                arguments += ["--engine-config", config]
+            started.append((pool, _child(children, log, *arguments), log))
+    addresses: dict[str, list[str]] = {}
+    for pool, child, log in started:
+        line = _said(child, log, "serving")
+        addresses.setdefault(pool, []).append(line.rpartition(" on ")[2])
+    return addresses
+
+
+def _gateway(children: list[subprocess.Popen[bytes]], folder: Path, addresses: dict[str, list[str]], port: int) -> tuple[str, str]:
+    pools = {
+        pool: {"tier": pool, "gpu": gpu, "engine_config": config, "model": MODEL, "engine": "vllm", "instances": addresses[pool]}
+        for pool, gpu, config, _ in POOLS
+    }
+    file, log = folder / "gateway.yaml", folder / "gateway.log"
+    for at in (port, 0):
+        settings: dict[str, Any] = {
+            "listen": {"port": at},
+            "admin": {"port": 0},
+            "models": [{"name": MODEL}],
+            "pools": pools,
+            "timeouts": {"drain": "2s", "drain_grace": "0s"},
+        }
+        file.write_text(json.dumps(settings))
+        child = _child(children, log, "serve", str(file))
+        try:
+            line = _said(child, log, "ready:")
+        except RuntimeError:
+            if at == 0:
+                raise
+            continue
+        words = line.split()
+        public = next(word for word in words if word.startswith("http"))
+        return public.removesuffix("/v1"), words[-1].removesuffix("/admin/")
+    raise RuntimeError("the gateway did not start")
+
+
+def _drive(console: Console, address: str, admin: str, rate: float, for_s: float, as_json: bool) -> int:
+    from gateway.config.load import shipped_catalog
+    from gateway.load.bodies import shot
+    from gateway.load.client import Gun
+    from gateway.load.report import Report
+    from gateway.simulate.workload import DATA, Workload, jobs
+
+    catalog = shipped_catalog()
+    trace = "azure" if (DATA / "azure_code.csv.gz").is_file() else ""
+    half = Workload(name="demo", trace=trace)
+    made = jobs(half, catalog, rate / 2, for_s, 1) + jobs(Workload(name="demo-mix"), catalog, rate / 2, for_s, 2)
+    made.sort(key=lambda job: job.at_s)
+    chance = Random(0)  # noqa: S311
+    shots = [shot(job, MODEL, True, chance) for job in made]
+    report = Report(catalog)
+    console.print(f"The gateway is at [bold]{address}/v1[/], its page at [bold]{admin}/admin/[/]. Try it yourself:")
+    console.print(_curl(address), markup=False, highlight=False)
+    begin_s = time.monotonic()
+
+    async def run() -> None:
+        gun = Gun(address, report.add, tagged=True, lengths=True)
+        firing = asyncio.ensure_future(gun.fire(shots, for_s))
+        if console.is_terminal:
+            from rich.live import Live
+
+            with Live(console=console, refresh_per_second=2, transient=True) as live:
+                while not firing.done():
+                    await asyncio.wait([firing], timeout=0.5)
+                    passed_s = time.monotonic() - begin_s
+                    live.update(report.table(passed_s, f"{passed_s:.0f} of {for_s:.0f} s, {gun.in_flight} in flight"))
+        await firing
+
+    interrupted = False
+    try:
+        asyncio.run(run())
+    except KeyboardInterrupt:
+        interrupted = True
+    span_s = min(time.monotonic() - begin_s, for_s)
+    _summary(console, report, span_s, as_json)
+    return 130 if interrupted and not report.results else 0
+
+
+def _summary(console: Console, report: Report, span_s: float, as_json: bool) -> None:
+    from gateway.config.gpus import shipped_gpus
+
+    gpus = shipped_gpus()
+    usd_per_hour = 0.0
+    for _, name, _, count in POOLS:
+        gpu = gpus.find(name)
+        usd_per_hour += gpu.usd_per_hour * count if gpu else 0.0
+    rows = report.rows(span_s)
+    if as_json:
+        click.echo(json.dumps({"span_s": span_s, "usd_per_hour": usd_per_hour, "rows": rows}))
+        return
+    console.print(report.table(span_s, "What users got"))
+    whole = rows[-1]
+    if whole["offered"]:
+        per_usd = whole["goodput_per_s"] * 3600 / usd_per_hour if usd_per_hour else 0.0
+        console.print(
+            f"{whole['attained']} of {whole['offered']} kept their promise ({whole['attained_ratio']:.1%}); "
+            f"the fleet costs ${usd_per_hour:.2f} an hour: {per_usd:.0f} kept promises a dollar."
+        )
+
+
+def _curl(address: str) -> str:
+    body = json.dumps({"model": MODEL, "stream": True, "max_tokens": 30, "messages": [{"role": "user", "content": "Say hello."}]})
+    return f"  curl -N {address}/v1/chat/completions -H 'x-slo-use-case: chatbot' -d '{body}'\n"
+
+
+def _stop(children: list[subprocess.Popen[bytes]]) -> None:
+    """The gateway first, then the engines; each in a session of its own, so that a Ctrl-C reaches only us."""
+    for child in reversed(children):
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+    end_s = time.monotonic() + 5.0
+    for child in children:
+        try:
+            child.wait(max(end_s - time.monotonic(), 0.05))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
