@@ -100,6 +100,7 @@ def _counted(name: str, counts: Counts, covered_s: float) -> SloRow:
         attained=counts.attained,
         attained_ratio=counts.attained_ratio,
         attained_strict_ratio=counts.attained_strict / offered if offered else None,
+        burn_rate=None if counts.attained_ratio is None else round((1.0 - counts.attained_ratio) / (1.0 - OBJECTIVE_RATIO), 6),
         goodput_per_s=counts.attained / covered_s,
         missed={"ttft": counts.missed_ttft, "itl": counts.missed_itl, "e2e": counts.missed_e2e},
         refused=_sorted(counts.refused.items()),

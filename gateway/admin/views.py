@@ -106,6 +106,9 @@ class SloRow(View):
     attained: int
     attained_ratio: float | None = Field(description="attained over offered; none when nothing was offered")
     attained_strict_ratio: float | None = Field(description="the same with the p95 of a request's own gaps instead of its TPOT")
+    burn_rate: float | None = Field(
+        description="share that did not attain over the share that may: above 1 the promise breaks if this goes on"
+    )
     goodput_per_s: float = Field(description="attained requests a second")
     missed: dict[str, int] = Field(description="completed requests that missed: ttft, itl, e2e; one may miss several")
     refused: dict[str, int] = Field(description="by reason")

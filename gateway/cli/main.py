@@ -19,8 +19,6 @@ VERBS: dict[str, str] = {
     "load": "Open-loop load against any OpenAI-compatible URL; attainment over offered.",
     "simulate": "The live decision core against baselines, on made-up time.",
     "explain": "Why a request was placed, held back or refused as it was.",
-    "classify": "Whose use case is this request, and why.",
-    "train": "Fit the classifier to labelled requests or to a request log.",
     "slo": "Attainment, percentiles and goodput per class, for the whole fleet.",
     "keys": "Make an API key and its line for the configuration.",
 }

@@ -22,8 +22,6 @@ BAD_CONFIG, USAGE = 78, 2
 @click.option("--admin-port", type=click.IntRange(0, 65535), help="Port for operators.")
 @click.option("--model", help="What applications ask for, when there is no FILE.")
 @click.option("--pool", "pools", multiple=True, metavar=GRAMMAR, help="A pool of engines, when there is no FILE; may be given again.")
-@click.option("--state", metavar="URL", help="redis:// of what workers and replicas share.")
-@click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port.")
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="observe: measure everything, hold back and refuse nothing.")
 def command(
     file: str | None,
@@ -32,8 +30,6 @@ def command(
     admin_port: int | None,
     model: str | None,
     pools: tuple[str, ...],
-    state: str | None,
-    workers: int | None,
     mode: str | None,
 ) -> None:
     """Run the gateway.
@@ -62,7 +58,7 @@ def command(
 
     try:
         if model:
-            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, state=state, workers=workers, mode=mode)
+            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, mode=mode)
             reload = None
         else:
             loaded = read()

@@ -37,6 +37,7 @@ class Document:
 
     def __init__(self, path: Path, text: str, environment: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self.text = text
         self._places: dict[tuple[str | int, ...], Place] = {}
         self.missing: list[tuple[tuple[str | int, ...], str]] = []
         self._environment = os.environ if environment is None else environment

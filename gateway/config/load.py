@@ -234,9 +234,12 @@ def _nearest(name: str, right: list[str]) -> str:
 
 def _findings(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Finding]:
     findings = []
-    for one in error.errors():
+    errors = error.errors()
+    for one in errors:
         where = tuple(one["loc"])
         nearest = ""
+        if one["type"] == "too_short" and any(len(o["loc"]) > len(where) and o["loc"][: len(where)] == where for o in errors):
+            continue  # it is not empty: what is in it is wrong, and told anyway
         if one["type"] == "extra_forbidden":
             known = _keys_at(model, where[:-1])
             message = "no such key" + (f"; here are {', '.join(known)}" if known else "")

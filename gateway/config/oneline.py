@@ -25,8 +25,6 @@ def loaded_from_args(
     port: int | None = None,
     host: str | None = None,
     admin_port: int | None = None,
-    state: str | None = None,
-    workers: int | None = None,
     mode: str | None = None,
 ) -> Loaded:
     """The settings those arguments mean. ConfigError names every mistake."""
@@ -57,15 +55,12 @@ def loaded_from_args(
     for section, key, value in (
         ("listen", "port", port),
         ("listen", "host", host),
-        ("listen", "workers", workers),
         ("admin", "port", admin_port),
     ):
         if value is not None:
             data[section][key] = value
     if mode is not None:
         data["mode"] = mode
-    if state is not None:
-        data["state"] = {"url": state}
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:

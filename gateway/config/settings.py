@@ -40,8 +40,6 @@ class Listen(ConfigModel):
     """address to bind; `0.0.0.0` is every interface"""
     port: Port = 8080
     """port to bind; 0 picks a free one"""
-    workers: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
-    """processes that share the port; more than one share their state through Redis when `state.url` is set"""
 
 
 class Admin(ConfigModel):
@@ -134,17 +132,6 @@ class Pool(ConfigModel):
     """keys and certificates for the engines"""
 
 
-class Quota(ConfigModel):
-    """What one key may use; 0 is no bound."""
-
-    requests_per_minute: Count = 0
-    """requests started a minute"""
-    tokens_per_minute: Count = 0
-    """prompt and output tokens a minute"""
-    in_flight: Count = 0
-    """requests at the same time, waiting ones included"""
-
-
 class Key(ConfigModel):
     """Who may use the gateway. `slo-gateway keys new` makes one."""
 
@@ -166,8 +153,6 @@ class Key(ConfigModel):
     """true: its requests rather take a looser class than a refusal"""
     weight: Factor = 1.0
     """its tenant's share of a contended queue, against 1 for others"""
-    quota: Quota = Quota()
-    """what it may use"""
 
 
 class UseCaseChange(ConfigModel):
@@ -225,14 +210,10 @@ class ClassChange(ConfigModel):
 class Classify(ConfigModel):
     """Whose use case a request is when it does not say."""
 
-    learned: Flag = True
-    """false: only what a request or its key says, and its shape, decide"""
     confidence_floor: Ratio = 0.6
     """below this the learned answer is not trusted and the fallback stands"""
     fallback: Name = "chatbot"
     """the use case when nothing else decides"""
-    weights: Text = ""
-    """weights trained on a site's own traffic (`slo-gateway train`); those that come with the gateway when left out"""
 
 
 class Limits(ConfigModel):
@@ -312,13 +293,6 @@ class Telemetry(ConfigModel):
     """share of requests that get a span; those that miss their SLO always do"""
 
 
-class State(ConfigModel):
-    """What workers and replicas share."""
-
-    url: Secret | None = None
-    """`redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://`; each process for itself when left out"""
-
-
 class Coalesce(ConfigModel):
     """Reading loose streams a little less often, which saves the gateway half their CPU."""
 
@@ -361,8 +335,6 @@ class Settings(ConfigModel):
     """how long to wait for what"""
     telemetry: Telemetry = Telemetry()
     """what is written down"""
-    state: State = State()
-    """what workers and replicas share"""
     coalesce: Coalesce = Coalesce()
     """reading loose streams a little less often"""
     allow_addresses: tuple[Text, ...] = ()

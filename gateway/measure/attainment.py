@@ -26,7 +26,7 @@ from gateway.measure.histogram import (
     Edges,
 )
 from gateway.measure.tally import Counts, Tally, TallyEdges
-from gateway.measure.windows import Merged, Windows
+from gateway.measure.windows import TICKS_TO_PACK, Merged, Windows
 
 MAX_TENANTS = 1000  # tenants counted apart; those that come later share OTHER_TENANTS
 OTHER_TENANTS = "(others)"
@@ -46,12 +46,11 @@ class CellKey(NamedTuple):
 class Cell:
     """`now` is the open window's tally and takes every sample; it is exchanged for a fresh one when the window closes."""
 
-    __slots__ = ("_closed", "_total", "key", "now", "targets")
+    __slots__ = ("_closed", "_total", "key", "now")
 
-    def __init__(self, key: CellKey, edges: TallyEdges, targets: SloTargets) -> None:
+    def __init__(self, key: CellKey, edges: TallyEdges) -> None:
         self.key = key
         self.now = Tally(edges)
-        self.targets = targets  # of the latest request
         self._total = Tally(edges)
         self._closed: list[Tally] = []
 
@@ -62,11 +61,15 @@ class Cell:
         self._closed.append(closed)
         return closed
 
-    def total(self) -> Tally:
-        """Everything since the start, as a tally of its own; costs some 50 us."""
+    def fold(self) -> None:
+        """Add what was closed to the total. Without it closed tallies would gather for as long as nobody asks."""
         for closed in self._closed:
             self._total.merge(closed)
         self._closed.clear()
+
+    def total(self) -> Tally:
+        """Everything since the start, as a tally of its own; costs some 50 us."""
+        self.fold()
         total = self._total.copy()
         total.merge(self.now)
         return total
@@ -134,6 +137,8 @@ class Attainment:
         self.cells: dict[tuple[str, ...], Cell] = {}  # by CellKey
         self.tenants: dict[str, Counts] = {}  # of the open window
         self.windows = Windows(edges, now_s)
+        self._to_fold: list[Cell] = []
+        self._share = 0
 
     def cell(self, ticket: Ticket, pool: str) -> Cell:
         """The cell of a ticket, placed in `pool` or ("") not at all."""
@@ -141,14 +146,14 @@ class Attainment:
         # A plain tuple finds the named one, and is made in a third of the time.
         key = (tag.experience_class, tag.use_case, pool, request.model, request.endpoint._value_)
         found = self.cells.get(key)
-        return found if found is not None else self._new_cell(CellKey(*key), tag.targets)
+        return found if found is not None else self._new_cell(CellKey(*key))
 
-    def _new_cell(self, key: CellKey, targets: SloTargets) -> Cell:
+    def _new_cell(self, key: CellKey) -> Cell:
         if len(self.cells) >= MAX_CELLS:
             key = CellKey(key.experience_class, "(others)", "", "(others)", key.endpoint)
         cell = self.cells.get(key)
         if cell is None:
-            cell = self.cells[key] = Cell(key, self.edges, targets)
+            cell = self.cells[key] = Cell(key, self.edges)
         return cell
 
     def observe(self, subject: Placement | Ticket, outcome: Outcome, now_s: float) -> Verdict:
@@ -157,10 +162,8 @@ class Attainment:
             ticket, pool = subject.ticket, subject.pool
         else:
             ticket, pool = subject, ""
-        cell = self.cell(ticket, pool)
-        tally = cell.now
-        cell.targets = ticket.tag.targets
-        verdict = judge(outcome, cell.targets, ticket.request.stream)
+        tally = self.cell(ticket, pool).now
+        verdict = judge(outcome, ticket.tag.targets, ticket.request.stream)
         tenant = self.tenants.get(ticket.request.tenant)
         if tenant is None:
             tenant = self._new_tenant(ticket.request.tenant)
@@ -209,9 +212,13 @@ class Attainment:
     def tick(self, now_s: float) -> None:
         """Close the windows that are over and pack a share of what was closed. Call it about once a second."""
         if now_s >= self.windows.next_close_at_s:
+            self._to_fold.extend(cell for cell in self.cells.values() if cell.now)
+            self._share = -(-len(self._to_fold) // TICKS_TO_PACK)
             self.windows.close(self.cells, self.tenants, now_s)
-            self.tenants = {}
+            self.tenants.clear()
         self.windows.work()
+        for _ in range(min(self._share, len(self._to_fold))):
+            self._to_fold.pop().fold()
 
     def merging(self, now_s: float, window_s: float) -> Generator[None, None, Merged]:
         """What every cell and tenant had in the last `window_s` seconds, in small steps: see Windows.merging."""

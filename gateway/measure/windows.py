@@ -110,7 +110,8 @@ class Windows:
         self, cells: Mapping[tuple[str, ...], Cell], tenants: Mapping[str, Counts], now_s: float, window_s: float
     ) -> Generator[None, None, Merged]:
         """Merge the last `window_s` seconds, to the width of a window, the open one included. Yields after every small step (some
-        50 us), and returns the answer; whoever runs it decides when to let others go first."""
+        50 us), and returns the answer; whoever runs it decides when to let others go first. `cells` and `tenants` are the live
+        mappings: a window may close between two steps."""
         window_s = min(window_s, LONGEST_S)
         while True:
             opened_at_s = self.opened_at_s
@@ -130,25 +131,27 @@ class Windows:
                         yield
             if opened_at_s == self.opened_at_s:
                 break  # else a window was closed meanwhile, and its samples are in neither half
+        # The open half as it is at this very moment: a tally that is closed while we go on takes no more samples, and stays ours to read.
+        open_cells = {key: cell.now for key, cell in cells.items() if cell.now}
+        open_tenants = dict(tenants)
         if len(self._answers) >= CACHED_ANSWERS:
             self._answers.clear()
         self._answers[window_s] = closed
         start_at_s = windows[0].start_at_s if windows else self.opened_at_s
         answer = Merged({}, {}, max(now_s - start_at_s, 1e-9))
-        for key in {*(key for key in closed if len(key) > 1), *(key for key, cell in list(cells.items()) if cell.now)}:
+        for key in {*(key for key in closed if len(key) > 1), *open_cells}:
             tally = answer.cells[key] = Tally(self.edges)
             if key in closed:
                 tally.merge(closed[key])
-            if key in cells:
-                tally.merge(cells[key].now)
+            if key in open_cells:
+                tally.merge(open_cells[key])
             yield
-        for tenant in {*(key[0] for key in closed if len(key) == 1), *tenants}:
-            counts = Counts()
+        for tenant in {*(key[0] for key in closed if len(key) == 1), *open_tenants}:
+            counts = answer.tenants[tenant] = Counts()
             if (tenant,) in closed:
                 counts.merge(closed[(tenant,)])
-            if tenant in tenants:
-                counts.merge(tenants[tenant])
-            answer.tenants[tenant] = counts
+            if tenant in open_tenants:
+                counts.merge(open_tenants[tenant])
         return answer
 
     def _of_the_last(self, window_s: float, now_s: float) -> list[Window]:

@@ -1,7 +1,8 @@
 """Writes the request log: one JSON line a request (measure/log_line.py says what is in it), off the request path.
 
 A line is made when the request ends and kept in memory; a thread of its own writes what has gathered once a second. A disk that is full,
-slow or gone costs lines and a counter, never a request.
+slow or gone costs lines and a counter, never a request. Workers may share a file, and logrotate may move it: whoever finds it moved
+opens it anew.
 """
 
 from __future__ import annotations
@@ -76,18 +77,30 @@ class RequestLog:
         try:
             if self._file < 0:
                 self._open()
+            elif self._moved():
+                os.close(self._file)
+                self._open()
             elif self.max_bytes and os.fstat(self._file).st_size + len(data) > self.max_bytes:
                 self._rotate()
-            start = os.fstat(self._file).st_size
+            start, length = os.fstat(self._file).st_size, len(data)
             try:
                 while data:
                     data = data[os.write(self._file, data) :]
             except OSError:
-                os.ftruncate(self._file, start)  # no half line is left behind
+                # No half line is left behind, unless another worker has written after it.
+                if os.fstat(self._file).st_size == start + length - len(data):
+                    os.ftruncate(self._file, start)
                 raise
         except OSError as problem:
             self.dropped += len(lines)
             self.problem = f"{self.path}: {problem.strerror or problem}"
+
+    def _moved(self) -> bool:
+        """Has another worker, or logrotate, moved the file away?"""
+        try:
+            return os.stat(self.path).st_ino != os.fstat(self._file).st_ino
+        except FileNotFoundError:
+            return True
 
     def _open(self) -> None:
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
