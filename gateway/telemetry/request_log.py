@@ -65,8 +65,7 @@ class RequestLog:
             self._flush()
         self._flush()
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            self._close()
 
     def _flush(self) -> None:
         lines = self._lines[:]
@@ -78,7 +77,7 @@ class RequestLog:
             if self._file < 0:
                 self._open()
             elif self._moved():
-                os.close(self._file)
+                self._close()
                 self._open()
             elif self.max_bytes and os.fstat(self._file).st_size + len(data) > self.max_bytes:
                 self._rotate()
@@ -106,7 +105,10 @@ class RequestLog:
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
     def _rotate(self) -> None:
-        os.close(self._file)
-        self._file = -1
+        self._close()
         os.replace(self.path, self.path.with_name(self.path.name + ".1"))
         self._open()
+
+    def _close(self) -> None:
+        os.close(self._file)
+        self._file = -1
