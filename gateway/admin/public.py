@@ -42,7 +42,7 @@ def public_app(views: Views) -> Starlette:
         message = f"Not allowed to {request.method} on {request.url.path}; use POST"
         return error(405, message, "method_not_supported", {"allow": "POST"})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
@@ -51,6 +51,8 @@ def public_app(views: Views) -> Starlette:
         ],
         exception_handlers=HANDLERS,
     )
+    app.router.redirect_slashes = False  # a path is right or it is not
+    return app
 
 
 def health_routes(views: Views) -> list[Route]:

@@ -30,7 +30,7 @@ def story(told: dict[str, Any]) -> str:
     targets = told["targets"]
     lines = [
         f"{told['request_id']}: {told['use_case']} ({told['experience_class']}), because of {told['why']}.",
-        f"  {told['model']}, tenant {told['tenant']}, {told['prompt_tokens']} prompt tokens, about {told['expected_output_tokens']} to come.",
+        f"  {told['model']}, tenant {told['tenant']}, {told['prompt_tokens']} prompt tokens, {told['expected_output_tokens']} expected.",
         f"  Promised: first token in {_time(targets['ttft_s'])}, gaps of {_time(targets['itl_s'])}, all in {_time(targets['e2e_s'])}.",
     ]
     if told.get("degraded_from"):

@@ -42,14 +42,13 @@ class DrainRate:
         return self._count * exp((self._at_s - now_s) / RATE_MEMORY_S) / window_s
 
 
-def wait_s(ahead: float, in_flight: int, rate: DrainRate | None, now_s: float) -> float:
-    """How long a request waits with `ahead` before it. Without a history, as if each place in flight freed within a second."""
-    if rate is None:
-        return ahead / max(in_flight, 1)
-    per_s = rate.per_s(now_s)
+def wait_s(ahead: float, in_flight: int, rate: DrainRate | None, service_s: float, now_s: float) -> float:
+    """How long until a slot frees for a request with `ahead` before it. Without a history, as if each of the `in_flight` places took
+    `service_s` and all were half done."""
+    per_s = rate.per_s(now_s) if rate is not None else 0.0
     if per_s <= 0.0:
-        return ahead / max(in_flight, 1)
-    return ahead / per_s
+        per_s = max(in_flight, 1) / max(service_s * 0.5, 1e-3)
+    return (ahead + 1.0) / per_s
 
 
 def too_long(ticket: Ticket, predicted_wait_s: float, now_s: float) -> bool:

@@ -155,7 +155,8 @@ class Core:
     def _predicted_wait_s(self, ticket: Ticket, rank: int, now_s: float) -> float:
         serving = self.fleet.serving(ticket.model)
         ahead = self.queues.ahead(ticket.model, rank)
-        return admit.wait_s(ahead, serving.in_flight if serving is not None else 1, self._rates.get(ticket.model), now_s)
+        in_flight = serving.in_flight if serving is not None else 1
+        return admit.wait_s(ahead, in_flight, self._rates.get(ticket.model), ticket.tag.targets.e2e_s, now_s)
 
     def _looser_class(self, ticket: Ticket, now_s: float) -> ClassPolicy | None:
         """The next looser class that would take it now."""

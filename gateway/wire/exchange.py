@@ -201,7 +201,7 @@ class Exchange:
         self.placement = None
         front.attempt_failed(placement, reason)
         front.live.failed(placement, reason, may_retry)
-        if self.placement is None and self.refusal is not None:
+        if not may_retry or (self.placement is None and self.refusal is not None):
             self.refusal = None
             self.outcome = self._failed_outcome(reason, error)
             front.live.observe(ticket, self.outcome)

@@ -133,7 +133,12 @@ def bench() -> Callable[..., Bench]:
     """A bench of `count` engines alike, whose facts the predictor is told `misjudged` times over."""
 
     def made(
-        count: int = 2, facts: MachineFacts | None = None, misjudged: float = 1.0, cautious: bool = False, seed: int = 1, rate_per_s: float = 2.5
+        count: int = 2,
+        facts: MachineFacts | None = None,
+        misjudged: float = 1.0,
+        cautious: bool = False,
+        seed: int = 1,
+        rate_per_s: float = 2.5,
     ) -> Bench:
         engine = facts or MachineFacts(13.8, 0.004, 0.295, 110, chunk_tokens=1024)
         names = [f"pool/{index}" for index in range(count)]
