@@ -46,6 +46,7 @@ def instance_specs(settings: Settings, catalog: Catalog, gpus: Gpus | None = Non
     for name, pool in settings.pools.items():
         tier = catalog.tiers[pool.tier]
         gpu = gpus.find(pool.gpu)
+        times = gpu.step_times(pool.engine_config) if gpu is not None else None
         start = pool.limit.start or min(max(tier.batch.start, pool.limit.min), pool.limit.max)
         for url in pool.instances:
             specs.append(
@@ -68,6 +69,7 @@ def instance_specs(settings: Settings, catalog: Catalog, gpus: Gpus | None = Non
                     engine_config=pool.engine_config,
                     url=url.rstrip("/"),
                     served_model=pool.served_model,
+                    speed_per_s=times.typical_per_s if times is not None else 1.0,
                 )
             )
     return specs

@@ -29,6 +29,11 @@ class StepTimes(ConfigModel):
         """One step, seconds."""
         return (self.a + self.b * sequences + self.c * context_tokens / 1000 + self.d * prefill_tokens / 1000) / 1000
 
+    @property
+    def typical_per_s(self) -> float:
+        """Requests of a typical length (3,600 prompt and 850 output tokens, the mean of the mission's profiles) a second, one by one."""
+        return 1.0 / self.idle_e2e_s(3600, 850)
+
     def idle_ttft_s(self, prompt_tokens: int) -> float:
         """The first token of a request that is alone."""
         return self.step_s(1, prompt_tokens, prompt_tokens)

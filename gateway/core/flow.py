@@ -233,6 +233,7 @@ class InstanceSpec:
     engine_config: str = ""  # e.g. "w8": part of the predictor's key
     url: str = ""
     served_model: str = ""  # what the engine calls the model, "" = the same
+    speed_per_s: float = 1.0  # typical requests a second of one alone, from facts: for policies that weigh by it
 
     @property
     def predictor_key(self) -> str:

@@ -7,7 +7,6 @@ so every engine's speed is drawn once around the facts: a predictor has to learn
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -91,6 +90,7 @@ def fleet(
                 batch_min=tier.forming.min,
                 kv_tokens=kv_tokens,
                 engine_config=config,
+                speed_per_s=times.typical_per_s,
             )
             specs.append(spec)
             facts[spec.predictor_key] = (times.a, times.b, times.c, times.d)
@@ -99,9 +99,3 @@ def fleet(
             )
             engines.append(engine.scaled(chance.uniform(1 - spread, 1 + spread), chance.uniform(1 - spread, 1 + spread)))
     return SimulatedFleet(text, tuple(specs), tuple(engines), facts)
-
-
-def relative_speed(facts: Mapping[str, StepFacts], spec: InstanceSpec) -> float:
-    """How fast an instance is beside others, for baselines that weigh by it: 1 / (a typical request's time alone)."""
-    a, b, c, d = facts[spec.predictor_key]
-    return 1000.0 / (d * 3.6 + (a + b + c * 4) * 850)

@@ -1,0 +1,22 @@
+"""Earliest deadline first, on the fastest instance that has room."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import Ticket
+from gateway.core.policy import WAIT, Fleet, Policy, Verdict
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
+    """Fastest first."""
+    return min(fleet.open_instances(ticket), key=lambda i: (-i.spec.speed_per_s, i.in_flight), default=WAIT)
+
+
+def policy(chance: Random) -> Policy:
+    """Holds nothing."""
+    return Policy(place, plain=True)

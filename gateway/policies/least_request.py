@@ -1,0 +1,27 @@
+"""Least request: the open instance with the fewest requests, first come, first served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import Ticket
+from gateway.core.policy import WAIT, Fleet, Policy, Verdict
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+def arrival(ticket: Ticket) -> float:
+    """First come, first served."""
+    return ticket.request.arrived_at_s
+
+
+def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
+    """Fewest in flight."""
+    return min(fleet.open_instances(ticket), key=lambda i: i.in_flight, default=WAIT)
+
+
+def policy(chance: Random) -> Policy:
+    """Holds nothing."""
+    return Policy(place, order=arrival, urgency=lambda ticket, now_s: ticket.request.arrived_at_s, plain=True)

@@ -1,0 +1,27 @@
+"""Least request by speed: the fewest requests for what the GPU can do; on mixed fleets the baseline to fear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import Ticket
+from gateway.core.policy import WAIT, Fleet, Policy, Verdict
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+def arrival(ticket: Ticket) -> float:
+    """First come, first served."""
+    return ticket.request.arrived_at_s
+
+
+def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
+    """Fewest in flight for its speed, this one counted."""
+    return min(fleet.open_instances(ticket), key=lambda i: (i.in_flight + 1) / i.spec.speed_per_s, default=WAIT)
+
+
+def policy(chance: Random) -> Policy:
+    """Holds nothing."""
+    return Policy(place, order=arrival, urgency=lambda ticket, now_s: ticket.request.arrived_at_s, plain=True)
