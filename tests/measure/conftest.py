@@ -68,7 +68,7 @@ def attainment() -> Attainment:
     return Attainment(tally_edges([CHAT, SUMMARY]), START_S)
 
 
-def ticked(attainment: Attainment, from_s: float, to_s: float, each: Callable[[float], None] | None = None) -> None:
+def ticked(attainment: Attainment, from_s: float, to_s: float, each: Callable[[float], object] | None = None) -> None:
     """Let time pass by the second; `each` is called before each tick."""
     now_s = from_s
     while now_s < to_s:

@@ -150,14 +150,14 @@ def test_cells_beyond_the_bound_are_counted_together(attainment: Attainment) -> 
 
 
 def test_a_window_forgets_what_is_older(attainment: Attainment) -> None:
-    ticked(attainment, START_S, START_S + 120, lambda now_s: attainment.observe(placed(), completed(), now_s) and None)
+    ticked(attainment, START_S, START_S + 120, lambda now_s: attainment.observe(placed(), completed(), now_s))
     last_minute = attainment.merged(START_S + 120, 60.0)
     assert total_of(last_minute).completed == 60
     assert last_minute.covered_s == pytest.approx(60.0)
 
 
 def test_an_hour_is_answered_from_minutes(attainment: Attainment) -> None:
-    ticked(attainment, START_S, START_S + 5400, lambda now_s: attainment.observe(placed(), completed(), now_s) and None)
+    ticked(attainment, START_S, START_S + 5400, lambda now_s: attainment.observe(placed(), completed(), now_s))
     merged = attainment.merged(START_S + 5400, 3600.0)
     assert 3600.0 <= merged.covered_s <= 3660.0
     assert total_of(merged).completed == pytest.approx(merged.covered_s, abs=0.5)
@@ -184,13 +184,17 @@ def test_what_was_observed_is_in_the_total_and_in_the_window_once(events: list[t
             expected.count_uncompleted(outcome, name in ("refused", "failed"))
     for counts in (counted, total):
         assert counts.offered == expected.offered
-        assert (counts.attained, counts.client_gone, counts.client_error) == (expected.attained, expected.client_gone, expected.client_error)
+        assert (counts.attained, counts.client_gone, counts.client_error) == (
+            expected.attained,
+            expected.client_gone,
+            expected.client_error,
+        )
         assert (counts.refused, counts.failed) == (expected.refused, expected.failed)
 
 
 @pytest.mark.parametrize("steps_before", range(12))
 def test_an_answer_made_while_a_window_closes_counts_nothing_twice_and_loses_nothing(attainment: Attainment, steps_before: int) -> None:
-    ticked(attainment, START_S, START_S + 35, lambda now_s: attainment.observe(placed("ab"[int(now_s) % 2]), completed(), now_s) and None)
+    ticked(attainment, START_S, START_S + 35, lambda now_s: attainment.observe(placed("ab"[int(now_s) % 2]), completed(), now_s))
     steps = attainment.merging(START_S + 35, 300.0)
     answer: Merged | None = None
     for step in range(1000):
@@ -207,7 +211,7 @@ def test_an_answer_made_while_a_window_closes_counts_nothing_twice_and_loses_not
 
 
 def test_closed_tallies_do_not_gather_when_nobody_asks(attainment: Attainment) -> None:
-    ticked(attainment, START_S, START_S + 600, lambda now_s: attainment.observe(placed(), completed(), now_s) and None)
+    ticked(attainment, START_S, START_S + 600, lambda now_s: attainment.observe(placed(), completed(), now_s))
     [cell] = attainment.cells.values()
     assert len(cell._closed) <= 1
     assert cell.total().completed == 600
