@@ -309,7 +309,7 @@ class Settings(ConfigModel):
 
     mode: Mode = Mode.ENFORCE
     """`observe` classifies, places and measures, but never holds back or refuses: how to start"""
-    policy: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "cheapest_feasible"
+    policy: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "best_value"
     """the scheduling policy: the name of a file in gateway/policies"""
     listen: Listen = Listen()
     """where applications connect"""

@@ -14,11 +14,11 @@ from gateway.core.flow import Placement
 
 EVERY_S = 1.0
 # Below this share of the tightest promise there is room for more, above that one there is none.
-ROOM_RATIO = 0.75
+ROOM_RATIO = 0.9
 TIGHT_RATIO = 0.97
 # One quiet second is too soon to add a slot: the newest resident's context is still growing, and its gaps with it.
-QUIET_SECONDS = 2
-STEP_RATIO = 0.125
+QUIET_SECONDS = 1
+STEP_RATIO = 0.5
 USED_RATIO = 0.8  # a limit that nobody reaches has nothing to prove
 
 
