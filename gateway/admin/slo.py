@@ -20,7 +20,7 @@ def window_s(text: str) -> float:
     """`30s`, `5m`, `2h` in seconds. ValueError beyond ten seconds to two hours, or when it is not a duration."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = text[:-1], text[-1:]
-    if unit not in units or not number.isdecimal() or len(number) > 6:
+    if unit not in units or not (number.isascii() and number.isdecimal()) or len(number) > 6:
         raise ValueError(f"a window is written as 30s, 5m or 1h, not '{text[:20]}'")
     seconds = int(number) * units[unit]
     if not 10.0 <= seconds <= LONGEST_S:

@@ -87,7 +87,8 @@ class RequestLog:
                     data = data[os.write(self._file, data) :]
             except OSError:
                 # No half line is left behind, unless another worker has written after it.
-                if os.fstat(self._file).st_size == start + length - len(data):
+                written = length - len(data)
+                if written and os.fstat(self._file).st_size == start + written:
                     os.ftruncate(self._file, start)
                 raise
         except OSError as problem:

@@ -83,7 +83,7 @@ def test_the_fleet_shows_itself(operator: Operator) -> None:
     found = samples(operator)
     assert value(found, "slo_gateway_instance_limit", instance="premium/127.0.0.1:9", pool="premium", tier="premium", model="llama-8b") >= 1
     assert value(found, "slo_gateway_pool_usd_per_hour", pool="premium") > value(found, "slo_gateway_pool_usd_per_hour", pool="cost") > 0
-    assert value(found, "slo_gateway_info", policy="cheapest_feasible", mode="enforce") == 1
+    assert value(found, "slo_gateway_info", policy=operator.worker.loaded.settings.policy, mode="enforce") == 1
 
 
 def test_what_is_promised_is_told_for_what_has_been_asked(operator: Operator) -> None:
