@@ -31,6 +31,7 @@ TARGET_HEADERS: tuple[tuple[bytes, str], ...] = (
     (b"x-llm-d-slo-tpot-ms", "itl_s"),
     (b"x-sgl-ttft-slo-ms", "ttft_s"),
 )
+TAG_FIELDS = frozenset((b"x-slo-use-case", b"x-slo-class", *(name for name, _ in TARGET_HEADERS)))
 LONGEST_TARGET_MS = 3_600_000.0
 TIGHTER_TIERS = frozenset(("priority", "fast"))
 LOOSER_TIERS = frozenset(("flex",))
@@ -47,6 +48,10 @@ class Tenant:
     use_case: str | None = None
     experience_class: str | None = None
     degrade: bool = False
+
+
+# Without keys everybody is this one.
+ANYBODY = Tenant(tenant="anonymous", key_id="")
 
 
 class Verdict(NamedTuple):
@@ -77,9 +82,21 @@ class Classifier:
         self._ranks = {name: class_.rank for name, class_ in by_rank}
         self._flex = next((name for name in ("deferred", self._by_rank[-1]) if name in self._ranks), self._by_rank[-1])
         self._kinds = _kinds_by_length(catalog)
+        self._plain_tenant = ANYBODY
 
     def tag(self, body: Body, fields: Mapping[bytes, bytes], tenant: Tenant, prompt_tokens: int) -> Tag:
         """The tag of a request. ApiError 400 for a tag that does not exist."""
+        if (
+            body.plain
+            and tenant is self._plain_tenant
+            and self.learned is None
+            and TAG_FIELDS.isdisjoint(fields)
+            and body.model not in self._aliases
+            and body.endpoint is Endpoint.CHAT
+        ):
+            # Nothing says anything: the length decides. Most requests of most sites come this way.
+            use_case, why, confidence = self._shape(prompt_tokens)
+            return self.catalog.tag_for(use_case, None, why, confidence)
         use_case, why, confidence = self._use_case(body, fields, tenant, prompt_tokens)
         asked, class_why = self._class(body, fields, tenant, use_case)
         if class_why:

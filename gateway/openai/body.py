@@ -53,10 +53,32 @@ _PROMPT = {
 _LISTS = frozenset((Endpoint.CHAT, Endpoint.MESSAGES))
 
 
+class _Chat(msgspec.Struct, gc=False):
+    """The fields of a chat that are read; decoded in one go where nothing is out of the ordinary."""
+
+    model: str
+    messages: msgspec.Raw
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    tools: msgspec.Raw | None = None
+    service_tier: str | None = None
+    metadata: msgspec.Raw | None = None
+    stream_options: msgspec.Raw | None = None
+
+
+_chat_of = msgspec.json.Decoder(_Chat).decode
+_CHAT_KEYS = tuple(f'"{name}"'.encode() for name in _Chat.__struct_fields__)
+# Larger bodies are walked key by key: beside their size it costs nothing.
+_QUICK_BYTES = 8192
+
+
 class Body:
     """What was read. `raw` are the bytes as they came; `text_bytes` is the size of the prompt in them, JSON framing included."""
 
     __slots__ = (
+        "_fields",
         "_places",
         "app",
         "endpoint",
@@ -66,6 +88,7 @@ class Body:
         "max_output_tokens",
         "model",
         "n",
+        "plain",
         "prefix_hashes",
         "prompt",
         "raw",
@@ -76,11 +99,12 @@ class Body:
         "text_bytes",
     )
 
-    def __init__(self, raw: bytes, endpoint: Endpoint, fields: dict[str, msgspec.Raw], places: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, raw: bytes, endpoint: Endpoint) -> None:
         self.raw = raw
         self.endpoint = endpoint
-        self.fields = fields
-        self._places = places  # key -> (start, end) of its value in `raw`
+        self._fields: dict[str, msgspec.Raw] | None = None
+        self._places: dict[str, tuple[int, int]] | None = None  # key -> (start, end) of its value in `raw`
+        self.plain = True  # says nothing of its use case or class
         self.model = ""
         self.stream = False
         self.include_usage: bool | None = None  # None = unsaid, and this endpoint has it on request
@@ -95,13 +119,27 @@ class Body:
         self.app = 0
         self.prefix_hashes: tuple[int, ...] = ()
 
+    @property
+    def fields(self) -> dict[str, msgspec.Raw]:
+        """Every key of the top level, its value unread."""
+        if self._fields is None:
+            self._fields = _fields_of(self.raw)
+        return self._fields
+
+    @property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Where each value is."""
+        if self._places is None:
+            self._places = _places_of(self.raw, self.fields)
+        return self._places
+
     def for_engine(self, model: str | None, include_usage: bool | None) -> list[bytes | memoryview]:
         """The body to send: with another model's name, and with usage asked for, where these are given."""
         edits: list[tuple[int, int, bytes]] = []
         if model is not None and model != self.model:
-            edits.append((*self._places["model"], _encode(model)))
+            edits.append((*self.places["model"], _encode(model)))
         if include_usage and self.stream and self.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS):
-            place = self._places.get("stream_options")
+            place = self.places.get("stream_options") if b'"stream_options"' in self.raw or b"\\" in self.raw else None
             if place is None:
                 at = self.raw.index(b"{") + 1
                 edits.append((at, at, b'"stream_options":{"include_usage":true},'))
@@ -197,11 +235,16 @@ def _text(fields: dict[str, msgspec.Raw], name: str, most: int) -> str | None:
 
 def read(raw: bytes, endpoint: Endpoint, limits: Limits) -> Body:
     """A request body. ApiError 400 says which field is wrong; it never repeats what was in it."""
+    if endpoint is Endpoint.CHAT and len(raw) <= _QUICK_BYTES:
+        body = _quick(raw, limits)
+        if body is not None:
+            return body
+    body = Body(raw, endpoint)
     try:
-        fields = _fields_of(raw)
+        fields = body.fields
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ApiError(Kind.INVALID_JSON, _where(raw, error)) from None
-    body = Body(raw, endpoint, fields, _places_of(raw, fields))
+    _ = body.places
     model = _text(fields, "model", limits.model_chars)
     if not model:
         raise ApiError(Kind.MISSING, "You must provide a model parameter.", param="model")
@@ -224,6 +267,46 @@ def read(raw: bytes, endpoint: Endpoint, limits: Limits) -> Body:
     if "metadata" in fields:
         _read_metadata(body, fields["metadata"], limits)
     body.service_tier = _text(fields, "service_tier", MAX_TAG_CHARS)
+    body.plain = body.service_tier is None and body.slo_use_case is None and body.slo_class is None
+    return body
+
+
+def _quick(raw: bytes, limits: Limits) -> Body | None:
+    """A small chat in which nothing is out of the ordinary; None leaves it to the exact reading, which finds out what is."""
+    if b"\\u" in raw:
+        return None  # a key may be written with escapes
+    try:
+        said = _chat_of(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    for key in _CHAT_KEYS:
+        if raw.count(key) > 1:
+            return None  # twice, or in a text: the exact reading knows
+    model, n = said.model, said.n
+    most = said.max_completion_tokens if said.max_completion_tokens is not None else said.max_tokens
+    if not 0 < len(model) <= limits.model_chars or said.stream_options is not None or said.metadata is not None:
+        return None
+    if (n is not None and not 1 <= n <= limits.choices) or (most is not None and not 0 <= most <= MAX_INT):
+        return None
+    view = memoryview(said.messages)
+    if view[0] != 91 or (said.service_tier is not None and len(said.service_tier) > MAX_TAG_CHARS):
+        return None
+    body = Body(raw, Endpoint.CHAT)
+    body.model = model
+    body.stream = said.stream is True
+    body.max_output_tokens = most
+    if n is not None:
+        body.n = n
+    body.service_tier = said.service_tier
+    body.plain = said.service_tier is None
+    body.prompt = view
+    body.text_bytes = len(view)
+    if said.tools is not None:
+        body.text_bytes += len(memoryview(said.tools))
+    start = bytes(view[:APP_BYTES])
+    body.app = (crc32(start) if b'"system"' in start[:200] or b'"developer"' in start[:200] else crc32(model.encode())) | 1
+    if len(view) >= 2 * BLOCK_BYTES:
+        body.prefix_hashes = _prefix_hashes(view)
     return body
 
 
@@ -301,21 +384,25 @@ def _recognise(body: Body, prompt: memoryview) -> None:
     fields = body.fields
     start = bytes(prompt[:APP_BYTES])
     if b'"system"' in start[:200] or b'"developer"' in start[:200]:
-        body.app = crc32(start, len(fields)) | 1
+        body.app = crc32(start) | 1
     elif "system" in fields:
         body.app = crc32(memoryview(fields["system"])[:APP_BYTES]) | 1
     elif "instructions" in fields:
         body.app = crc32(memoryview(fields["instructions"])[:APP_BYTES]) | 1
     else:
-        body.app = crc32(",".join(fields).encode("utf-8", "surrogatepass")) | 1
-    blocks = min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS)
-    if blocks > 1:
-        hashes = []
-        chained = 0
-        for index in range(blocks):
-            chained = hash((chained, bytes(prompt[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])))
-            hashes.append(chained)
-        body.prefix_hashes = tuple(hashes)
+        body.app = crc32(body.model.encode()) | 1
+    if len(prompt) >= 2 * BLOCK_BYTES:
+        body.prefix_hashes = _prefix_hashes(prompt)
+
+
+def _prefix_hashes(prompt: memoryview) -> tuple[int, ...]:
+    """Chained, and keyed by the process (Python's own hash is seeded): nobody can tell a text by them."""
+    chained = 0
+    hashes = []
+    for at in range(0, min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES, BLOCK_BYTES):
+        chained = hash((chained, bytes(prompt[at : at + BLOCK_BYTES])))
+        hashes.append(chained)
+    return tuple(hashes)
 
 
 def _where(raw: bytes, error: Exception) -> str:

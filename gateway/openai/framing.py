@@ -13,6 +13,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELDS = rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
 _REQUEST = re.compile(rb"([A-Z][A-Z\-]{0,23}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n" + _FIELDS)
 _ANSWER = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n" + _FIELDS)
+_FIELD = re.compile(rb"([^:\r]+):[ \t]*([^\r]*?)[ \t]*\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+;=:\[\]]*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -54,6 +55,13 @@ class AnswerHead(NamedTuple):
 
 
 def _split(block: bytes, once: frozenset[bytes]) -> dict[bytes, bytes]:
+    pairs = _FIELD.findall(block)
+    fields = {name.lower(): value for name, value in pairs}
+    return fields if len(fields) == len(pairs) else _joined(block, once)
+
+
+def _joined(block: bytes, once: frozenset[bytes]) -> dict[bytes, bytes]:
+    """The same where a field comes more than once."""
     fields: dict[bytes, bytes] = {}
     for line in block.split(b"\r\n"):
         name, colon, value = line.partition(b":")

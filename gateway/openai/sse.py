@@ -117,11 +117,7 @@ class Reader:
                 return self._other(data)
             choices = chunk.choices
             if choices and chunk.usage is None and chunk.error is None:
-                for choice in choices:
-                    delta = choice.delta
-                    if (delta is not None and (delta.content or delta.reasoning_content or _more(delta))) or choice.text:
-                        return 1
-                return 0
+                return _tokens_in(choices)
             return self._chunk(chunk, data)
         return self._split(data)
 
@@ -131,10 +127,17 @@ class Reader:
         deltas, at = 0, 0
         kept: list[bytes] | None = None
         kept_to = 0
+        # Nearly no engine ends lines with CRLF: where none is in sight, the plain search is enough.
+        plain = whole.find(b"\r", 0, 65536) < 0 and b"\r" not in whole
         while True:
-            end = _event_end(whole, at)
-            if not end:
-                break
+            if plain:
+                end = whole.find(b"\n\n", at) + 2
+                if end == 1:
+                    break
+            else:
+                end = _event_end(whole, at)
+                if not end:
+                    break
             event = whole[at:end]
             self.out = event
             deltas += self._event(event)
@@ -168,7 +171,10 @@ class Reader:
     # ---- one event
 
     def _event(self, event: bytes) -> int:
-        payload = _payload(event)
+        if event[:6] == b"data: " and event.find(b"\n") == len(event) - 2:
+            payload = event[6:-2]
+        else:
+            payload = _payload(event)
         if not payload:
             return 0
         if payload == b"[DONE]":
@@ -176,7 +182,10 @@ class Reader:
             return 0
         try:
             if self._chunks:
-                return self._chunk(_chunk_of(payload), event)
+                chunk = _chunk_of(payload)
+                if chunk.choices and chunk.usage is None and chunk.error is None:
+                    return _tokens_in(chunk.choices)
+                return self._chunk(chunk, event)
             return self._typed(_typed_of(payload))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._odd(payload)
@@ -214,11 +223,7 @@ class Reader:
             if isinstance(value, dict) and "message" in value and "code" in value:
                 self.error = value  # an error without its `error`
             return 0
-        for choice in choices or ():
-            delta = choice.delta
-            if (delta is not None and (delta.content or delta.reasoning_content or _more(delta))) or choice.text:
-                return 1
-        return 0
+        return _tokens_in(choices or [])
 
     def _typed(self, event: _Typed) -> int:
         kind = event.type
@@ -252,6 +257,18 @@ class Reader:
         if new is not None:
             old = self.usage or {}
             self.usage = {name: max(value, old.get(name, 0)) for name, value in new.items()}
+
+
+def _tokens_in(choices: list[_Choice]) -> int:
+    """1 when any choice of a chunk has one."""
+    for choice in choices:
+        delta = choice.delta
+        if delta is not None:
+            if delta.content or delta.reasoning_content or _more(delta):
+                return 1
+        elif choice.text:
+            return 1
+    return 0
 
 
 def _more(delta: _Delta) -> bool:

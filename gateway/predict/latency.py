@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from gateway.core.flow import Placement
@@ -310,7 +311,7 @@ class Load:
         """Features and seconds of one step since the last look, when enough tokens came; and a new look begins."""
         probe = self.probe
         if probe is None:
-            for placement in residents:
+            for placement in islice(residents, 4):  # the oldest: if they show no tokens, neither will the others
                 if placement.first_token_at_s > 0.0 and placement.ticket.request.n == 1:
                     self._look(placement)
                     break

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gateway.classify.explicit import Tenant
+from gateway.classify.explicit import ANYBODY, Tenant
 from gateway.openai.errors import ApiError, Kind
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gateway.config.settings import Settings
 
 MAX_KEY_BYTES = 256
-OPEN = Tenant(tenant="anonymous", key_id="")
 
 
 class Keys:
@@ -50,7 +49,7 @@ class Keys:
     def tenant_of(self, fields: Mapping[bytes, bytes]) -> Tenant:
         """The tenant of a request's header fields. ApiError 401 without a key, or with one that is not known here."""
         if self.open:
-            return OPEN
+            return ANYBODY
         sent = fields.get(b"authorization")
         if sent is not None and sent[:7].lower() == b"bearer ":
             key = sent[7:].strip()
