@@ -82,7 +82,6 @@ class Body:
         "_places",
         "app",
         "endpoint",
-        "fields",
         "has_suffix",
         "include_usage",
         "max_output_tokens",
