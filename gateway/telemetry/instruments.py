@@ -1,7 +1,7 @@
 """Every metric of the gateway, one row each: name, kind, unit, labels, and what it is of. To add one, add a row.
 
 /metrics (exposition.py), OTLP (otlp.py) and docs/metrics.md are all made from these rows, so that they cannot differ. Names are written
-as in Prometheus; in OTLP the unit is a field of its own and the underscores of the prefix are dots (`slo_gateway.ttft`, unit `s`).
+as in Prometheus; in OTLP the unit is a field of its own and the prefix ends in a dot (`slo_gateway.ttft`, unit `s`).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class CellCounter:
     of: Callable[[Tally], Mapping[str, int]]
     by: str = ""
     values: tuple[str, ...] = ()  # what `by` may be
-    unit: str = "1"
+    unit: str = ""
     kind: str = "counter"
 
     @property
@@ -157,7 +157,7 @@ class Reading:
     about: str
     labels: tuple[str, ...]
     of: Callable[[Sources, Iterable[CellKey]], Samples]
-    unit: str = "1"
+    unit: str = ""
     kind: str = "gauge"
 
 
@@ -311,6 +311,7 @@ METRICS: tuple[Metric, ...] = (
         "How full an instance is; 1 is full.",
         _INSTANCE,
         _per_instance(lambda i: i.saturation_ratio),
+        unit="1",
     ),
     Reading("slo_gateway_instance_healthy", "1 when an instance answers its health checks.", _INSTANCE, _per_instance(lambda i: i.healthy)),
     Reading(
