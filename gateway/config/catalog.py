@@ -6,9 +6,10 @@ decided by classify; here is only what follows from that: class, rank, targets, 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from gateway.config.quantities import Bytes, ConfigModel, Count, Flag, Name, PositiveCount, PositiveSeconds, Ratio, Seconds, Text
 from gateway.core.flow import SloTargets, Tag
@@ -166,14 +167,9 @@ class Catalog(ConfigModel):
     tiers: dict[Name, Tier] = Field(min_length=1)
     """kinds of hardware by id, dearest first"""
 
-    _tags: dict[tuple[str, str | None], Tag] = PrivateAttr(default_factory=dict)
-
-    def model_post_init(self, context: Any, /) -> None:
-        if any(self.wrong_references()):
-            return  # load.py reports them with their places; a catalogue with any of them never leaves it
-        for use_case in self.use_cases:
-            for experience_class in (None, *self.classes):
-                self._tags[use_case, experience_class] = self._tag(use_case, experience_class)
+    @cached_property
+    def _tags(self) -> dict[tuple[str, str | None], Tag]:
+        return {(u, c): self._tag(u, c) for u in self.use_cases for c in (None, *self.classes)}
 
     def wrong_references(self) -> list[tuple[tuple[str | int, ...], str, str, list[str]]]:
         """Names that lead nowhere, as (path, the wrong name, what was expected, names that exist)."""

@@ -272,22 +272,26 @@ def read(raw: bytes, endpoint: Endpoint, limits: Limits) -> Body:
 
 def _quick(raw: bytes, limits: Limits) -> Body | None:
     """A small chat in which nothing is out of the ordinary; None leaves it to the exact reading, which finds out what is."""
-    if b"\\u" in raw:
-        return None  # a key may be written with escapes
     try:
         said = _chat_of(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
+    view = memoryview(said.messages)
+    start = raw.find(b"[", raw.find(b'"messages"'))
+    if not raw.startswith(bytes(view), start):
+        return None
+    around = raw[:start] + raw[start + len(view) :]
+    if b"\\" in around:
+        return None  # a key may be written with escapes
     for key in _CHAT_KEYS:
-        if raw.count(key) > 1:
-            return None  # twice, or in a text: the exact reading knows
+        if around.count(key) > 1:
+            return None  # there twice: the exact reading says so
     model, n = said.model, said.n
     most = said.max_completion_tokens if said.max_completion_tokens is not None else said.max_tokens
     if not 0 < len(model) <= limits.model_chars or said.stream_options is not None or said.metadata is not None:
         return None
     if (n is not None and not 1 <= n <= limits.choices) or (most is not None and not 0 <= most <= MAX_INT):
         return None
-    view = memoryview(said.messages)
     if view[0] != 91 or (said.service_tier is not None and len(said.service_tier) > MAX_TAG_CHARS):
         return None
     body = Body(raw, Endpoint.CHAT)
@@ -302,8 +306,8 @@ def _quick(raw: bytes, limits: Limits) -> Body | None:
     body.text_bytes = len(view)
     if said.tools is not None:
         body.text_bytes += len(memoryview(said.tools))
-    start = bytes(view[:APP_BYTES])
-    body.app = (crc32(start) if b'"system"' in start[:200] or b'"developer"' in start[:200] else crc32(model.encode())) | 1
+    first = bytes(view[:APP_BYTES])
+    body.app = (crc32(first) if b'"system"' in first[:200] or b'"developer"' in first[:200] else crc32(model.encode())) | 1
     if len(view) >= 2 * BLOCK_BYTES:
         body.prefix_hashes = _prefix_hashes(view)
     return body

@@ -103,8 +103,14 @@ class LearningPredictor:
     def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
         """It is over: its length is learnt if it completed, and its place is free."""
         load = self._load(instance.spec)
-        if placement.features is not None:
+        note = placement.features
+        if note is not None:
             self._look(load, instance, now_s)
+            if outcome.result is Result.COMPLETED and not placement.ticket.request.stream:
+                # Nobody saw its first token, but it came before the end: a prediction beyond that was wrong.
+                took_s = now_s - placement.started_at_s
+                if took_s < note.expected_first_at_s - placement.started_at_s:
+                    load.learn_first(note, took_s)
             load.ends(placement, now_s)
             load.refresh(now_s)
         request, tag = placement.ticket.request, placement.ticket.tag
