@@ -18,18 +18,9 @@ from typing import TYPE_CHECKING
 
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.tally import Tally
-from gateway.telemetry.instruments import (
-    METRICS,
-    OPERATIONS,
-    PROVIDER,
-    CellCounter,
-    CellHistogram,
-    GenAiHistogram,
-    Metric,
-    Reading,
-    Sources,
-)
-from gateway.telemetry.spans import SAMPLED, Span, Spans
+from gateway.telemetry.instruments import METRICS, Reading, Sources
+from gateway.telemetry.points import Snapshot, in_parts, readable, resource, scope, sdk_metrics
+from gateway.telemetry.spans import Spans
 
 if TYPE_CHECKING:
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter

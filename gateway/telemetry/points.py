@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
-from uuid import uuid4
 
 import gateway
 from gateway.core.flow import Endpoint
@@ -39,15 +38,15 @@ class Snapshot:
 
 
 def resource() -> Resource:
-    """Who we are: what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say, completed. Every process is an instance of its own."""
+    """Who we are: what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say, completed. The SDK gives every process a
+    `service.instance.id` of its own."""
     from opentelemetry.sdk.resources import Resource
 
     found = Resource.create()
-    known = found.attributes
-    ours = {"service.version": gateway.__version__, "service.instance.id": str(uuid4())}
-    if str(known.get("service.name", "unknown_service")).startswith("unknown_service"):
+    ours = {"service.version": gateway.__version__}
+    if str(found.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
         ours["service.name"] = "slo-gateway"
-    return found.merge(Resource({name: value for name, value in ours.items() if name not in known or name == "service.name"}))
+    return found.merge(Resource({name: value for name, value in ours.items() if name not in found.attributes or name == "service.name"}))
 
 
 def readable(span: Span, told_by: Resource) -> ReadableSpan:

@@ -65,7 +65,7 @@ class Collector:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self.held.set()
@@ -97,7 +97,7 @@ Sending = Callable[..., Otlp]
 
 
 @pytest.fixture
-def sending(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
+def sending(operator: Operator, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
     """Starts to send what an operator's worker has, to `url`."""
     made: list[Otlp] = []
     switch_s = sys.getswitchinterval()
@@ -209,10 +209,13 @@ def test_many_data_points_come_in_requests_of_bounded_size(sending: Sending, col
 def test_every_process_is_an_instance_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
     monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES", raising=False)
-    one, other = resource().attributes, resource().attributes
-    assert one["service.name"] == "slo-gateway"
-    assert one["service.instance.id"] != other["service.instance.id"]
-    assert one["service.version"]
+    code = "from gateway.telemetry.points import resource; print(resource().attributes['service.instance.id'])"
+    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    ours = resource().attributes
+    assert ours["service.name"] == "slo-gateway"
+    assert ours["service.version"]
+    assert len(other) == 36
+    assert ours["service.instance.id"] not in ("", other)
 
 
 def test_who_it_is_can_be_said_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +266,10 @@ def test_a_collector_that_comes_back_is_taken_up_again(sending: Sending, collect
     assert len(until(collector.spans, what="a span")) == 1
 
 
-def test_a_collector_that_hangs_holds_neither_the_loop_nor_the_end(sending: Sending, collector: Collector, operator: Operator) -> None:
+def test_a_collector_that_hangs_holds_neither_the_loop_nor_the_end(
+    sending: Sending, collector: Collector, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.telemetry.otlp.STOP_S", 0.1)
     collector.held.clear()
     otlp = sending(collector.url, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_METRIC_EXPORT_INTERVAL="20")
     for _ in range(5000):
@@ -280,6 +286,8 @@ def test_a_collector_that_hangs_holds_neither_the_loop_nor_the_end(sending: Send
     assert turns == 50
     assert spans_of(otlp).dropped > 0
     assert len(spans_of(otlp).waiting) <= 2048
+    otlp.stop()
+    assert otlp._thread.is_alive()  # it was waited for, but not for ever; as a daemon it ends with the process
 
 
 @pytest.mark.parametrize(
