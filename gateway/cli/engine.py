@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from gateway.simulate.machine import MachineFacts
 
 
 @click.command()
@@ -18,6 +22,7 @@ import click
 @click.option("--max-num-seqs", type=click.IntRange(1, 4096), default=256, show_default=True, help="Requests in its batch.")
 @click.option("--chunk-tokens", type=click.IntRange(16, 65536), default=2048, show_default=True, help="Prompt tokens read in one step.")
 @click.option("--jitter", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Spread of a step's time.")
+@click.option("--max-model-len", type=click.IntRange(16), default=131072, show_default=True, help="The longest prompt it takes, in tokens.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--slow", type=click.FloatRange(0.01, 1000), default=1.0, help="Fault: every step takes so many times longer.")
 @click.option("--stall-after", type=click.IntRange(0), default=0, help="Fault: streams stop after so many tokens.")
@@ -33,6 +38,7 @@ def command(
     max_num_seqs: int,
     chunk_tokens: int,
     jitter: float,
+    max_model_len: int,
     seed: int,
     slow: float,
     stall_after: int,
@@ -48,6 +54,7 @@ def command(
     curl localhost:9001/fault -d '{"slow_ratio": 5}'        faults can be changed while it runs
     """
     from gateway.config.gpus import shipped_gpus
+    from gateway.simulate.fleets import kv_tokens_of
     from gateway.simulate.machine import MachineFacts
 
     known = shipped_gpus().find(gpu)
@@ -63,11 +70,8 @@ def command(
         times.d,
         chunk_tokens=chunk_tokens,
         max_num_seqs=max_num_seqs,
-        kv_tokens=int(known.memory_bytes * 0.5 / 131072),
+        kv_tokens=kv_tokens_of(known.memory_bytes, engine_config),
         prefix_cache=True,
-        overhead_s=0.0,
-        attention=0.0,
-        crowd=0.0,
         jitter_ratio=jitter,
     )
     faults = {"slow_ratio": slow, "stall_after_tokens": stall_after, "die_after_tokens": die_after, "error_ratio": error_ratio}
@@ -75,18 +79,18 @@ def command(
     try:
         import uvloop
 
-        uvloop.run(_run(model, facts, seed, host, port, faults, known.name))
+        uvloop.run(_run(model, facts, seed, max_model_len, host, port, faults, known.name))
     except OSError as error:
         click.echo(f"cannot listen on {host}:{port}: {error.strerror}", err=True)
         sys.exit(2)
 
 
-async def _run(model: str, facts: object, seed: int, host: str, port: int, faults: dict[str, float], gpu: str) -> None:
+async def _run(
+    model: str, facts: MachineFacts, seed: int, max_model_tokens: int, host: str, port: int, faults: dict[str, float], gpu: str
+) -> None:
     from gateway.simulate.engine import Engine, serve
-    from gateway.simulate.machine import MachineFacts
 
-    assert isinstance(facts, MachineFacts)
-    engine = Engine(model, facts, seed)
+    engine = Engine(model, facts, seed, max_model_tokens)
     engine.faults.change(faults)
     server = await serve(engine, host, port)
     at = server.sockets[0].getsockname()[1]

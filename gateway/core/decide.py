@@ -100,7 +100,8 @@ class Core:
         if not self._find_model(ticket):
             return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
         queues = self.queues.of(ticket.model)
-        if not queues.waiting or self.policy.early_binding or self._observes:
+        # Only looser work waits, if any: it cannot be in this one's way.
+        if not queues.waiting or not self.queues.ahead(ticket.model, ticket.tag.rank) or self.policy.early_binding or self._observes:
             actions: list[Action] = []
             if self._try(ticket, now_s, actions):
                 return actions

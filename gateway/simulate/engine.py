@@ -18,6 +18,7 @@ from zlib import crc32
 
 import msgspec
 
+from gateway.measure.histogram import Edges, Histogram
 from gateway.openai.framing import LAST_CHUNK, ChunkedBody, FramingError, Head, chunk, find_head, request_head
 from gateway.simulate.machine import Machine, MachineFacts, Sequence
 from gateway.simulate.wording import Wording, wording_of
@@ -31,7 +32,10 @@ OUTPUT_HEADER = b"x-simulated-output-tokens"
 _json = msgspec.json.Encoder().encode
 _value = msgspec.json.Decoder().decode
 _NORMAL = NormalDist()
-_TTFT_EDGES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# vLLM's buckets.
+_TTFT_EDGES = Edges((0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560))
+_ITL_EDGES = Edges((0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80))
+_E2E_EDGES = Edges((0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680))
 
 
 class Faults:
@@ -56,31 +60,31 @@ class Faults:
 class Engine:
     """One engine: a machine and its clock."""
 
-    def __init__(self, model: str, facts: MachineFacts, seed: int = 0) -> None:
+    def __init__(self, model: str, facts: MachineFacts, seed: int = 0, max_model_tokens: int = 131_072) -> None:
         self.model = model
+        self.max_model_tokens = max_model_tokens
         self.facts = facts
-        self.machine = Machine(facts, Random(seed))  # noqa: S311
+        self.machine = Machine(facts, Random(seed), keep_gaps=False)  # noqa: S311
         self.faults = Faults()
         self.started_unix_s = time.time()
-        self.requests = 0
         self.finished = 0
         self.cancelled = 0
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.most_in_flight = 0
-        self.ttft_counts = [0] * (len(_TTFT_EDGES_S) + 1)
-        self.ttft_sum_s = 0.0
+        self.ttft = Histogram(_TTFT_EDGES)
+        self.itl = Histogram(_ITL_EDGES)
+        self.e2e = Histogram(_E2E_EDGES)
+        self.cached_tokens = 0
         self.connections: set[EngineConnection] = set()
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._last_step_at_s = 0.0  # 0 = it was idle
         self._slow_ratio = 1.0
 
     def submit(self, sequence: Sequence) -> None:
         """A request is read: the next step sees it."""
         now_s = time.monotonic()
         machine = self.machine
-        self.requests += 1
-        self.prompt_tokens += sequence.prompt_tokens
         idle = math.isinf(machine.next_at_s)
         machine.submit(sequence, now_s)
         self.most_in_flight = max(self.most_in_flight, machine.in_flight)
@@ -89,17 +93,12 @@ class Engine:
             machine.plan(now_s, 1)
             self._schedule()
 
-    def cancel(self, sequence: Sequence) -> None:
-        """Nobody waits for it any more."""
-        self.machine.cancel(sequence, time.monotonic())
-        self.cancelled += 1
-
     def _schedule(self) -> None:
         at_s = self.machine.next_at_s
         if math.isinf(at_s):
-            self._timer = None
+            self._last_step_at_s = 0.0
         else:
-            self._timer = self._loop.call_later(max(at_s - time.monotonic(), 0.0), self._step)
+            self._loop.call_later(max(at_s - time.monotonic(), 0.0), self._step)
 
     def _step(self) -> None:
         machine = self.machine
@@ -113,51 +112,71 @@ class Engine:
         if self.faults.slow_ratio != self._slow_ratio:
             self._slow_ratio = self.faults.slow_ratio
             machine.change(self.facts.slower(1.0 / self._slow_ratio))
-        before = machine.residents()
         first, done = machine.run(at_s)
-        for sequence in itertools.chain((s for s in before), first):
+        for sequence in itertools.chain(machine.residents(), done):
             sequence.owner.token(sequence)
-        self.output_tokens += len(before) + len(first)
+        self.output_tokens = machine.emitted_tokens
+        if self._last_step_at_s and machine.decoding + len(done) > len(first):
+            self.itl.record(now_s - self._last_step_at_s, machine.decoding + len(done) - len(first))
+        self._last_step_at_s = now_s
         for sequence in first:
-            took_s = now_s - sequence.owner.arrived_at_s
-            self.ttft_sum_s += took_s
-            self.ttft_counts[next((i for i, edge in enumerate(_TTFT_EDGES_S) if took_s <= edge), len(_TTFT_EDGES_S))] += 1
+            self.cached_tokens += sequence.cached_tokens
+            self.prompt_tokens += sequence.prompt_tokens
+            self.ttft.record(now_s - sequence.owner.arrived_at_s)
         for sequence in done:
             self.finished += 1
+            self.e2e.record(now_s - sequence.owner.arrived_at_s)
             sequence.owner.over(sequence)
         machine.plan(at_s, 1)
         self._schedule()
 
     def metrics(self) -> str:
         """In vLLM's names."""
-        machine, label = self.machine, f'{{model_name="{self.model}",engine="0"}}'
+        machine, model = self.machine, _json(self.model).decode()
+        labels = f'model_name={model},engine="0"'
         lines = []
-        kv_tokens = self.facts.kv_tokens or 400_000
         for name, kind, value in (
             ("num_requests_running", "gauge", len(machine.reading) + machine.decoding),
             ("num_requests_waiting", "gauge", len(machine.waiting)),
-            ("kv_cache_usage_perc", "gauge", machine.kv_used_tokens / kv_tokens),
+            ("kv_cache_usage_perc", "gauge", machine.kv_used_tokens / (self.facts.kv_tokens or 400_000)),
             ("prompt_tokens_total", "counter", self.prompt_tokens),
             ("generation_tokens_total", "counter", self.output_tokens),
-            ("request_success_total", "counter", self.finished),
+            ("prefix_cache_queries_total", "counter", self.prompt_tokens),
+            ("prefix_cache_hits_total", "counter", self.cached_tokens),
             ("num_preemptions_total", "counter", machine.preempted),
         ):
-            lines.append(f"# TYPE vllm:{name} {kind}\nvllm:{name}{label} {float(value)}\n")
-        lines.append("# TYPE vllm:time_to_first_token_seconds histogram\n")
-        so_far = 0
-        for edge, count in zip((*_TTFT_EDGES_S, math.inf), self.ttft_counts, strict=True):
-            so_far += count
-            shown = "+Inf" if math.isinf(edge) else str(edge)
-            lines.append(f'vllm:time_to_first_token_seconds_bucket{{model_name="{self.model}",engine="0",le="{shown}"}} {float(so_far)}\n')
-        lines.append(f"vllm:time_to_first_token_seconds_sum{label} {self.ttft_sum_s}\n")
-        lines.append(f"vllm:time_to_first_token_seconds_count{label} {float(so_far)}\n")
+            lines.append(f"# TYPE vllm:{name} {kind}\nvllm:{name}{{{labels}}} {float(value)}\n")
+        for reason, value in (("stop", self.finished), ("abort", self.cancelled)):
+            lines.append(f'vllm:request_success_total{{{labels},finished_reason="{reason}"}} {float(value)}\n')
+        for name, histogram in (
+            ("time_to_first_token_seconds", self.ttft),
+            ("inter_token_latency_seconds", self.itl),
+            ("e2e_request_latency_seconds", self.e2e),
+        ):
+            lines.append(f"# TYPE vllm:{name} histogram\n")
+            for edge_s in histogram.edges.values_s:
+                lines.append(f'vllm:{name}_bucket{{{labels},le="{edge_s}"}} {float(histogram.within(edge_s))}\n')
+            lines.append(f'vllm:{name}_bucket{{{labels},le="+Inf"}} {float(histogram.count)}\n')
+            lines.append(f"vllm:{name}_sum{{{labels}}} {histogram.sum_s}\nvllm:{name}_count{{{labels}}} {float(histogram.count)}\n")
         return "".join(lines)
 
 
 class Answer:
     """One request being answered. Owns its sequences, one per choice."""
 
-    __slots__ = ("_ended", "_given", "_open", "_said", "arrived_at_s", "connection", "engine", "output_tokens", "sequences", "wording")
+    __slots__ = (
+        "_ended",
+        "_given",
+        "_open",
+        "_said",
+        "arrived_at_s",
+        "connection",
+        "engine",
+        "output_tokens",
+        "sequences",
+        "submitted",
+        "wording",
+    )
 
     def __init__(self, connection: EngineConnection, wording: Wording, prompt_tokens: int, output_tokens: int) -> None:
         self.connection = connection
@@ -166,6 +185,7 @@ class Answer:
         self.arrived_at_s = time.monotonic()
         self.output_tokens = output_tokens
         self.sequences = [Sequence(self, prompt_tokens if not i else 1, output_tokens, wording.hashes) for i in range(wording.n)]
+        self.submitted = False
         self._open = wording.n
         self._given = 0
         self._said: list[list[str]] = [[] for _ in range(wording.n)]
@@ -175,8 +195,16 @@ class Answer:
         """Into the engine's queue."""
         if self.wording.stream:
             self.connection.begin_stream(self.wording.opening())
-        for sequence in self.sequences:
-            self.engine.submit(sequence)
+        if self.engine.facts.overhead_s:
+            asyncio.get_running_loop().call_later(self.engine.facts.overhead_s, self._submit)
+        else:
+            self._submit()
+
+    def _submit(self) -> None:
+        if not self._ended:
+            self.submitted = True
+            for sequence in self.sequences:
+                self.engine.submit(sequence)
 
     def token(self, sequence: Sequence) -> None:
         """A step has ended with a token for one of its choices."""
@@ -216,8 +244,10 @@ class Answer:
         """The client is gone."""
         if not self._ended:
             self._ended = True
-            for sequence in self.sequences:
-                self.engine.cancel(sequence)
+            if self.submitted:
+                for sequence in self.sequences:
+                    self.engine.machine.cancel(sequence, time.monotonic())
+            self.engine.cancelled += 1
 
 
 class EngineConnection(asyncio.Protocol):
@@ -232,6 +262,7 @@ class EngineConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._chunks: ChunkedBody | None = None
         self._answer: Answer | None = None
+        self._taking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -245,12 +276,18 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
+        if self._answer is not None and len(self._data) > 65536:
+            self.transport.abort()  # nobody sends so much before the answer
+            return
+        self._taking = True
         try:
             while self._data and self._answer is None and self._take():
                 pass
         except FramingError as error:
             self._refuse(error.status, error.why)
             self.transport.close()
+        finally:
+            self._taking = False
 
     def _take(self) -> bool:
         """One request off the buffer; False when more has to come."""
@@ -299,9 +336,12 @@ class EngineConnection(asyncio.Protocol):
         engine = self.engine
         if path == "/health":
             self.answer(200, b"")
-        elif path == "/v1/models":
+        elif path.startswith("/v1/models/") and path != f"/v1/models/{engine.model}":
+            self._refuse(404, "the model does not exist")
+        elif path.startswith("/v1/models"):
             card = {"id": engine.model, "object": "model", "created": int(engine.started_unix_s), "owned_by": "simulated"}
-            self.answer(200, _json({"object": "list", "data": [card | {"max_model_len": 131072}]}))
+            card["max_model_len"] = self.engine.max_model_tokens
+            self.answer(200, _json(card if path != "/v1/models" else {"object": "list", "data": [card]}))
         elif path == "/version":
             self.answer(200, b'{"version":"simulated"}')
         elif path == "/metrics":
@@ -323,6 +363,9 @@ class EngineConnection(asyncio.Protocol):
             return
         if wording is None:
             self._refuse(404, f"the model does not exist or nothing is at {path}" if path.startswith("/v1/") else "not found")
+            return
+        if wording.prompt_tokens > engine.max_model_tokens:
+            self._refuse(400, f"the model takes {engine.max_model_tokens} tokens, the prompt has {wording.prompt_tokens}")
             return
         if engine.faults.error_ratio and engine.machine.chance.random() < engine.faults.error_ratio:
             self._refuse(500, "internal error")
@@ -355,6 +398,11 @@ class EngineConnection(asyncio.Protocol):
         self._answer = None
         head = b"HTTP/1.1 %d OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (status, content_type, len(body))
         self.write(head + body)
+        self._next()
+
+    def _next(self) -> None:
+        if self._data and not self._taking:
+            self.data_received(b"")
 
     def begin_stream(self, opening: bytes) -> None:
         """The head of a stream, and what comes before the first token."""
@@ -370,8 +418,7 @@ class EngineConnection(asyncio.Protocol):
         """The end of a stream."""
         self._answer = None
         self.write((chunk(closing) if closing else b"") + LAST_CHUNK)
-        if self._data:
-            self.data_received(b"")
+        self._next()
 
     def die(self) -> None:
         """Cut, as a process that crashed."""

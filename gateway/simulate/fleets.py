@@ -74,7 +74,7 @@ def fleet(
             raise ValueError(f"fleet part {part.strip()!r}: {gpu.name} does not run {config or 'fp16'} models of this size; it runs {runs}")
         tier_name = catalog.tier_of_gpu(gpu.name) or "cost"
         tier = catalog.tiers[tier_name]
-        kv_tokens = int((gpu.memory_bytes * 0.9 - _WEIGHT_BYTES.get(config, 16e9)) / KV_BYTES_PER_TOKEN)
+        kv_tokens = kv_tokens_of(gpu.memory_bytes, config)
         pool = f"{gpu.name.lower()}{'-' + config if config else ''}"
         for index in range(count):
             spec = InstanceSpec(

@@ -89,9 +89,10 @@ WAITING, READING, DECODING, OVER = range(4)
 class Machine:
     """The engine. The driver calls `submit`, `cancel` and, at `next_at_s`, `run`, which returns who got a first token and who is done."""
 
-    def __init__(self, facts: MachineFacts, chance: Random) -> None:
+    def __init__(self, facts: MachineFacts, chance: Random, keep_gaps: bool = True) -> None:
         self.facts = facts
         self.chance = chance
+        self.keep_gaps = keep_gaps  # for `p95_gap_s`; one that runs for days keeps none
         self.steps = 0
         self.waiting: deque[Sequence] = deque()
         self.reading: deque[Sequence] = deque()
@@ -196,7 +197,8 @@ class Machine:
             self.context_tokens += self.decoding * jump
             self.kv_used_tokens += self.decoding * jump
             self.emitted_tokens += self.decoding * jump
-            self._log.append((took_s / jump, jump))
+            if self.keep_gaps:
+                self._log.append((took_s / jump, jump))
             for sequence, tokens in self._chunks:
                 sequence.to_read_tokens -= tokens
                 sequence.read_tokens += tokens

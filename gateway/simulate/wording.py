@@ -1,8 +1,10 @@
-"""What a simulated engine writes: the JSON and events of each endpoint around a row of words. No time, no sockets."""
+"""What a simulated engine writes: the JSON and events of each endpoint around a row of words. No sockets."""
 
 from __future__ import annotations
 
+import base64
 import itertools
+import struct
 import time
 from typing import Any
 
@@ -16,6 +18,8 @@ _WORDS = (
 _ids = itertools.count(1)
 BLOCK_BYTES = 1024
 MAX_BLOCKS = 64
+MAX_CHOICES = 128
+DIMENSIONS = 384
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
 
 
@@ -27,7 +31,10 @@ class Wording:
     def __init__(self, said: dict[str, Any], prompt: Any, most_tokens: Any) -> None:
         self.model = str(said.get("model", ""))
         self.stream = said.get("stream") is True
-        self.n = said["n"] if isinstance(said.get("n"), int) and said["n"] > 0 else 1
+        n = said.get("n")
+        self.n = 1 if n is None else n
+        if not isinstance(n, int | None) or not 1 <= self.n <= MAX_CHOICES:
+            raise ValueError(f"n: 1 to {MAX_CHOICES}")
         self.most_tokens: int | None = most_tokens if isinstance(most_tokens, int) and not isinstance(most_tokens, bool) else None
         options = said.get("stream_options")
         self.wants_usage = isinstance(options, dict) and options.get("include_usage") is True
@@ -77,34 +84,50 @@ def _event(value: Any) -> bytes:
     return b"data: " + _json(value) + b"\n\n"
 
 
+def _tool_called(tools: Any, choice: Any) -> str:
+    """The function it calls: the one `tool_choice` names, the first one when one is required, else none."""
+    if isinstance(choice, dict) and isinstance(choice.get("function"), dict):
+        return str(choice["function"].get("name", ""))
+    if choice == "required" and isinstance(tools, list) and tools and isinstance(tools[0], dict):
+        function = tools[0].get("function")
+        return str(function.get("name", "tool")) if isinstance(function, dict) else "tool"
+    return ""
+
+
 class Chat(Wording):
-    """/v1/chat/completions; with `tools` and `tool_choice: required` it calls the first one."""
+    """/v1/chat/completions; calls a function when `tool_choice` makes it."""
 
     def __init__(self, said: dict[str, Any]) -> None:
         if not isinstance(said.get("messages"), list):
             raise ValueError("messages: an array is needed")
         super().__init__(said, said["messages"], said.get("max_completion_tokens", said.get("max_tokens")))
-        tools = said.get("tools")
-        self.tool = ""
-        if isinstance(tools, list) and tools and said.get("tool_choice") == "required":
-            self.tool = str(tools[0].get("function", {}).get("name", "tool"))
+        self.tool = _tool_called(said.get("tools"), said.get("tool_choice"))
         head = f'data: {{"id":"chatcmpl-{self.id}","object":"chat.completion.chunk","created":{self.created},"model":'
-        self._head = head.encode() + _json(self.model) + b',"choices":[{"index":%d,"delta":'
+        begin = head.encode() + _json(self.model)
+        self._heads = [begin + b',"choices":[{"index":%d,"delta":' % choice for choice in range(self.n)]
+        self._called: set[int] = set()
 
     def _chunk(self, choice: int, delta: Any, reason: str | None = None) -> bytes:
-        return b"%b%b%b%b}]}\n\n" % (self._head % choice, _json(delta), b',"logprobs":null,"finish_reason":', _json(reason))
+        return b"%b%b%b%b}]}\n\n" % (self._heads[choice], _json(delta), b',"logprobs":null,"finish_reason":', _json(reason))
 
     def opening(self) -> bytes:
         return b"".join(self._chunk(i, {"role": "assistant", "content": ""}) for i in range(self.n))
 
     def delta(self, choice: int, word: str) -> bytes:
         if self.tool:
-            call = {"index": 0, "function": {"arguments": word}}
+            call: dict[str, Any] = {"index": 0, "function": {"arguments": word}}
+            if choice not in self._called:
+                self._called.add(choice)
+                call |= {"id": f"call_{self.id}_{choice}", "type": "function"}
+                call["function"] = {"name": self.tool, "arguments": '{"said": "' + word}
             return self._chunk(choice, {"tool_calls": [call]})
-        return self._chunk(choice, {"content": word})
+        return b'%b{"content":"%b"},"logprobs":null,"finish_reason":null}]}\n\n' % (self._heads[choice], word.encode())
 
     def finish(self, choice: int) -> bytes:
-        return self._chunk(choice, {}, "tool_calls" if self.tool else "length" if self.hit_limit else "stop")
+        if self.tool:
+            end = {"tool_calls": [{"index": 0, "function": {"arguments": '"}'}}]}
+            return self._chunk(choice, end) + self._chunk(choice, {}, "tool_calls")
+        return self._chunk(choice, {}, "length" if self.hit_limit else "stop")
 
     def closing(self, output_tokens: int, cached_tokens: int) -> bytes:
         usage = b""
@@ -118,7 +141,11 @@ class Chat(Wording):
         for index, text in enumerate(texts):
             message: dict[str, Any] = {"role": "assistant", "content": text}
             if self.tool:
-                call = {"id": f"call_{self.id}", "type": "function", "function": {"name": self.tool, "arguments": "{}"}}
+                call = {
+                    "id": f"call_{self.id}_{index}",
+                    "type": "function",
+                    "function": {"name": self.tool, "arguments": _json({"said": text}).decode()},
+                }
                 message = {"role": "assistant", "content": None, "tool_calls": [call]}
             reason = "tool_calls" if self.tool else "length" if self.hit_limit else "stop"
             choices.append({"index": index, "message": message, "logprobs": None, "finish_reason": reason})
@@ -221,11 +248,21 @@ class Embeddings(Wording):
             raise ValueError("input: is needed")
         super().__init__(said, said["input"], 1)
         self.stream, self.n = False, 1
-        self.inputs = len(said["input"]) if isinstance(said["input"], list) else 1
+        asked = said["input"]
+        # A list of numbers is one text as tokens.
+        self.inputs = len(asked) if isinstance(asked, list) and asked and not isinstance(asked[0], int) else 1
+        dimensions = said.get("dimensions", DIMENSIONS)
+        if not isinstance(dimensions, int) or not 1 <= dimensions <= 4096:
+            raise ValueError("dimensions: 1 to 4096")
+        self.dimensions = dimensions
+        self.base64 = said.get("encoding_format") == "base64"
+
+    def _vector(self, index: int) -> list[float] | str:
+        vector = [((index * 31 + i * 17) % 101 - 50) / 500 for i in range(self.dimensions)]
+        return base64.b64encode(struct.pack(f"<{self.dimensions}f", *vector)).decode() if self.base64 else vector
 
     def whole(self, texts: list[str], output_tokens: int, cached_tokens: int) -> bytes:
-        vector = [round(0.01 * (i % 7), 3) for i in range(64)]
-        data = [{"object": "embedding", "index": i, "embedding": vector} for i in range(max(self.inputs, 1))]
+        data = [{"object": "embedding", "index": i, "embedding": self._vector(i)} for i in range(self.inputs)]
         usage = {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
         return _json({"object": "list", "data": data, "model": self.model, "usage": usage})
 

@@ -1,0 +1,199 @@
+"""What the core promises: told what happened and when, it says what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.core.flow import CoreSettings, Degrade, FailReason, Mode, QueueLimits, Refuse, RefuseReason, Start
+from gateway.core.trail import tell
+from tests.core.conftest import completed, core_with, instance, request, settings, tag
+
+
+def test_a_request_goes_to_the_preferred_tier_that_has_room() -> None:
+    core = core_with(instance("cost/a", "cost"), instance("premium/a", "premium"))
+    [first] = core.arrived(request(), tag(0), 10.0)
+    [second] = core.arrived(request(), tag(0), 10.0)
+    assert (first.placement.tier, second.placement.tier) == ("premium", "cost")
+
+
+def test_a_late_request_lets_the_one_that_can_still_be_saved_go_first() -> None:
+    core = core_with(instance(), instance("premium/b"))
+    busy = core.arrived(request(), tag(3), 10.0)[0].placement
+    core.arrived(request(), tag(3), 10.0)
+    core.arrived(request("late"), tag(3, ttft_s=0.21), 10.0)
+    core.arrived(request("savable"), tag(3, ttft_s=0.9), 10.0)
+    [start] = core.finished(busy, completed(), 10.25)
+    assert start.placement.ticket.request.request_id == "savable"
+
+
+def test_earliest_deadline_goes_first() -> None:
+    core = core_with(instance())
+    busy = core.arrived(request(), tag(3), 10.0)[0].placement
+    core.arrived(request("loose"), tag(4), 10.0)
+    core.arrived(request("tight"), tag(3), 10.01)
+    [start] = core.finished(busy, completed(), 10.1)
+    assert start.placement.ticket.request.request_id == "tight"
+
+
+def test_one_tenants_flood_does_not_hold_up_another() -> None:
+    core = core_with(instance())
+    placement = core.arrived(request(tenant="loud"), tag(3), 10.0)[0].placement
+    for number in range(20):
+        core.arrived(request(f"loud{number}", tenant="loud"), tag(3), 10.0)
+    for number in range(3):
+        core.arrived(request(f"quiet{number}", tenant="quiet"), tag(3), 10.1)
+    served = []
+    for step in range(8):
+        [start] = core.finished(placement, completed(), 10.2 + step / 100)
+        placement = start.placement
+        served.append(placement.ticket.request.tenant)
+    assert served.count("quiet") == 3
+    assert set(served[:3]) == {"quiet", "loud"}
+
+
+def test_a_loose_class_leaves_room_on_an_instance_for_tight_ones() -> None:
+    core = core_with(instance(limit=10))
+    started = [action for _ in range(12) for action in core.arrived(request(), tag(4), 10.0)]
+    assert len(started) == 6  # its ceiling is 0.6
+    assert isinstance(core.arrived(request(), tag(0), 10.0)[0], Start)
+
+
+def test_a_full_queue_is_refused_by_count_and_by_bytes() -> None:
+    core = core_with(instance(), limits=QueueLimits(max_requests=2, max_bytes=1_000))
+    core.arrived(request(), tag(4), 10.0)
+    core.arrived(request(), tag(4), 10.0)
+    core.arrived(request(), tag(4), 10.0)
+    [count] = core.arrived(request(), tag(4), 10.0)
+    [big] = core.arrived(request(body_bytes=2_000), tag(3), 10.0)
+    assert isinstance(count, Refuse)
+    assert (count.reason, big.reason) == (RefuseReason.QUEUE_FULL, RefuseReason.QUEUE_BYTES)
+    assert count.retry_after_s > 0
+
+
+def test_a_request_that_would_wait_too_long_is_told_so_at_once_and_what_would_be_taken() -> None:
+    core = core_with(instance())
+    core.arrived(request(), tag(0), 10.0)
+    [refuse] = core.arrived(request(), tag(0), 10.0)
+    assert isinstance(refuse, Refuse)
+    assert refuse.reason is RefuseReason.CANNOT_MEET_SLO
+    assert refuse.looser_class == "deferred"
+
+
+def test_a_caller_that_accepts_it_gets_a_looser_class_instead() -> None:
+    core = core_with(instance())
+    busy = core.arrived(request(), tag(0), 10.0)[0].placement
+    [degrade] = core.arrived(request("yielding", may_degrade=True), tag(0), 10.0)
+    [start] = core.finished(busy, completed(), 10.5)
+    assert isinstance(degrade, Degrade)
+    assert start.placement.ticket.degraded_from == "instant"
+    assert start.placement.ticket.tag.experience_class == "deferred"
+
+
+def test_deferred_and_batch_are_never_refused_for_load() -> None:
+    core = core_with(instance())
+    actions = [action for number in range(40) for action in core.arrived(request(), tag(3 + number % 2), 10.0)]
+    assert [type(action) for action in actions] == [Start]
+
+
+def test_what_waited_longer_than_its_class_may_is_refused() -> None:
+    core = core_with(instance())
+    core.arrived(request(), tag(3), 10.0)
+    core.arrived(request("old"), tag(3), 10.0)
+    [refuse] = core.tick(60.0)
+    assert (refuse.ticket.request.request_id, refuse.reason) == ("old", RefuseReason.EXPIRED)
+
+
+def test_observing_places_everything_at_once_and_refuses_nothing() -> None:
+    core = core_with(instance(), mode=Mode.OBSERVE)
+    actions = [core.arrived(request(), tag(0), 10.0) for _ in range(30)]
+    assert all(isinstance(action, Start) for [action] in actions)
+
+
+def test_no_instance_is_no_capacity_and_a_fallback_model_is_tried_first() -> None:
+    core = core_with(instance("b/b", model="other"))
+    [refuse] = core.arrived(request(), tag(), 10.0)
+    [start] = core.arrived(request(fallback_models=("missing", "other")), tag(), 10.0)
+    assert refuse.reason is RefuseReason.NO_CAPACITY
+    assert start.placement.model == "other"
+
+
+def test_a_failed_attempt_goes_to_another_instance_and_never_back() -> None:
+    core = core_with(instance("premium/a", limit=2), instance("premium/b", limit=2))
+    [start] = core.arrived(request(), tag(), 10.0)
+    [again] = core.failed(start.placement, FailReason.CONNECT, 10.1, True)
+    [over] = core.failed(again.placement, FailReason.CONNECT, 10.2, True)
+    assert {start.placement.instance_id, again.placement.instance_id} == {"premium/a", "premium/b"}
+    assert over.reason is RefuseReason.NO_CAPACITY
+    assert all(not i.in_flight for i in core.fleet.by_id.values())
+
+
+def test_who_leaves_the_queue_is_not_started_and_who_leaves_a_slot_frees_it() -> None:
+    core = core_with(instance())
+    holder = core.ticket(request("holder"), tag(3), 10.0)
+    [start] = core.submit(holder, 10.0)
+    waiter = core.ticket(request("waiter"), tag(3), 10.0)
+    other = core.ticket(request("other"), tag(3), 10.0)
+    core.submit(waiter, 10.0)
+    core.submit(other, 10.0)
+    assert core.gone(waiter, 10.1) == []
+    [next_one] = core.gone(holder, 10.2)
+    assert start.placement.ticket is holder
+    assert next_one.placement.ticket is other
+
+
+def test_a_batch_forms_within_its_window_and_never_past_what_the_promise_spares() -> None:
+    core = core_with(instance("cost/a", "cost", limit=8, batch_window_s=0.2, batch_min=3))
+    assert core.arrived(request(), tag(4), 10.0) == []
+    assert core.arrived(request(), tag(4), 10.05) == []
+    assert core.next_wake_at_s == pytest.approx(10.2)
+    assert len(core.arrived(request(), tag(4), 10.1)) == 3
+    tight = core.arrived(request(arrived_at_s=20.0), tag(0, ttft_s=0.1), 20.0)
+    assert len(tight) == 1 or core.next_wake_at_s <= 20.0 + 0.25 * 0.1 + 1e-9
+
+
+def test_a_batch_that_does_not_fill_starts_when_its_window_ends() -> None:
+    core = core_with(instance("cost/a", "cost", limit=8, batch_window_s=0.2, batch_min=3))
+    core.arrived(request(), tag(4), 10.0)
+    assert core.tick(10.1) == []
+    assert len(core.tick(10.2)) == 1
+
+
+def test_an_instance_that_left_finishes_what_it_has_and_gets_nothing_new() -> None:
+    core = core_with(instance("premium/a", limit=4), instance("premium/b", limit=4))
+    [start] = core.arrived(request(), tag(), 10.0)
+    kept = "premium/b" if start.placement.instance_id == "premium/a" else "premium/a"
+    core.instances_changed([instance(kept, limit=4)], 10.1)
+    placed = [core.arrived(request(), tag(0), 10.2)[0].placement.instance_id for _ in range(3)]
+    core.finished(start.placement, completed(), 10.3)
+    assert placed == [kept] * 3
+    assert core.fleet.leaving == []
+
+
+def test_an_instance_back_from_the_dead_starts_with_few_slots() -> None:
+    core = core_with(instance(limit=8))
+    core.instance_health("premium/a", False, 10.0)
+    core.instance_health("premium/a", True, 20.0)
+    started = [a for _ in range(8) for a in core.arrived(request(arrived_at_s=20.0), tag(0), 20.0) if isinstance(a, Start)]
+    core.tick(60.0)
+    assert len(started) == 2
+    assert isinstance(core.arrived(request(arrived_at_s=60.0), tag(0), 60.0)[0], Start)
+
+
+def test_other_settings_keep_everybody_in_line() -> None:
+    core = core_with(instance())
+    busy = core.arrived(request(), tag(3), 10.0)[0].placement
+    core.arrived(request("waiting"), tag(3), 10.0)
+    changed: CoreSettings = settings(tenant_weights={"t": 2.0})
+    assert core.settings_changed(changed, 10.1) == []
+    [start] = core.finished(busy, completed(), 10.2)
+    assert start.placement.ticket.request.request_id == "waiting"
+
+
+def test_a_decision_can_be_told_afterwards() -> None:
+    core = core_with(instance())
+    core.arrived(request("first"), tag(0), 10.0)
+    core.arrived(request("second"), tag(0), 10.0)
+    first, second = (tell(core.trails.of(name)) for name in ("first", "second"))
+    assert [step["what"] for step in first["steps"]] == ["started"]
+    assert second["steps"][0]["reason"] == "cannot_meet_slo"
+    assert core.trails.of("unknown") is None
