@@ -199,7 +199,7 @@ def _targets(sources: Sources, cells: Iterable[CellKey]) -> Samples:
                 yield (use_case, experience_class, sli), getattr(targets, f"{sli}_s")
 
 
-_INSTANCE = ("pool", "tier", "model", "instance")
+_INSTANCE = ("pool", "tier", "model", "instance_id")  # `instance` is what Prometheus calls the gateway it reads
 _QUEUE = ("model", "experience_class")
 
 METRICS: tuple[Metric, ...] = (

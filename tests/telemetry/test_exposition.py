@@ -81,7 +81,9 @@ def test_the_genai_names_have_the_conventions_boundaries(operator: Operator) -> 
 
 def test_the_fleet_shows_itself(operator: Operator) -> None:
     found = samples(operator)
-    assert value(found, "slo_gateway_instance_limit", instance="premium/127.0.0.1:9", pool="premium", tier="premium", model="llama-8b") >= 1
+    assert (
+        value(found, "slo_gateway_instance_limit", instance_id="premium/127.0.0.1:9", pool="premium", tier="premium", model="llama-8b") >= 1
+    )
     assert value(found, "slo_gateway_pool_usd_per_hour", pool="premium") > value(found, "slo_gateway_pool_usd_per_hour", pool="cost") > 0
     assert value(found, "slo_gateway_info", policy=operator.worker.loaded.settings.policy, mode="enforce") == 1
 
