@@ -77,7 +77,7 @@ def load(path: str | Path | None = None) -> Loaded:
         except ValidationError as error:
             findings += _findings(error, document, Settings)
     if settings is None:
-        raise ConfigError(findings)
+        raise ConfigError(sorted(findings, key=lambda f: f.place or Place(0, 0)))
     loaded = _joined(settings, file, document, findings)
     return loaded
 

@@ -54,7 +54,7 @@ def format_duration(seconds: float) -> str:
         if seconds >= 2 * SECONDS_PER[unit] and seconds % SECONDS_PER[unit] == 0:
             return f"{seconds / SECONDS_PER[unit]:.0f}{unit}"
     unit = "s" if seconds >= 1 else "ms" if seconds >= 1e-3 else "us"
-    return f"{round(seconds / SECONDS_PER[unit], 6):.10g}{unit}"
+    return f"{round(seconds / SECONDS_PER[unit], 6):.15g}{unit}"
 
 
 def parse_size(text: str) -> int:

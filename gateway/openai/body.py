@@ -225,7 +225,7 @@ def _text(fields: dict[str, msgspec.Raw], name: str, most: int) -> str | None:
         return None
     try:
         said = _string_of(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise _wrong(name, "a string") from None
     if len(said) > most:
         raise _wrong(name, f"a string of at most {most} characters")
@@ -352,7 +352,7 @@ def _object(value: msgspec.Raw, name: str, limits: Limits) -> dict[str, msgspec.
     _bound_depth(raw, limits.json_depth, name)
     try:
         fields = _fields_of(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise _wrong(name, "an object") from None
     _places_of(raw, fields)
     return fields
