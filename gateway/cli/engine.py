@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--max-num-seqs", type=click.IntRange(1, 4096), default=256, show_default=True, help="Requests in its batch.")
 @click.option("--chunk-tokens", type=click.IntRange(16, 65536), default=2048, show_default=True, help="Prompt tokens read in one step.")
-@click.option("--jitter", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Spread of a step's time.")
+@click.option("--jitter", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Spread of a step's time.")
 @click.option("--max-model-len", type=click.IntRange(16), default=131072, show_default=True, help="The longest prompt it takes, in tokens.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--slow", type=click.FloatRange(0.01, 1000), default=1.0, help="Fault: every step takes so many times longer.")
 @click.option("--stall-after", type=click.IntRange(0), default=0, help="Fault: streams stop after so many tokens.")
 @click.option("--die-after", type=click.IntRange(0), default=0, help="Fault: connections are cut after so many tokens.")
 @click.option("--error-ratio", type=click.FloatRange(0, 1), default=0.0, help="Fault: share of requests answered 500.")
+@click.option("--silent", is_flag=True, help="Fault: takes requests and answers nothing.")
 @click.option("--malformed-after", type=click.IntRange(0), default=0, help="Fault: bytes that are no event after so many tokens.")
 def command(
     gpu: str,
@@ -44,6 +45,7 @@ def command(
     stall_after: int,
     die_after: int,
     error_ratio: float,
+    silent: bool,
     malformed_after: int,
 ) -> None:
     """A simulated OpenAI engine that takes the time a GPU would.
@@ -75,7 +77,7 @@ def command(
         jitter_ratio=jitter,
     )
     faults = {"slow_ratio": slow, "stall_after_tokens": stall_after, "die_after_tokens": die_after, "error_ratio": error_ratio}
-    faults["malformed_after_tokens"] = malformed_after
+    faults |= {"malformed_after_tokens": malformed_after, "silent": silent}
     try:
         import uvloop
 

@@ -26,8 +26,10 @@ from gateway.simulate.wording import Wording, wording_of
 MAX_BODY_BYTES = 32 * 1024 * 1024
 CHARS_PER_TOKEN = 4
 OUTPUT_MEDIAN, OUTPUT_SIGMA = 180.0, 0.8
-# What a request may say about its own answer's length: load tests replay traces with it.
+# What a request may say about its own answer's length, so that a load test can replay a trace without telling a gateway in between:
+# a header, or a key of the body's `metadata`, which gateways pass on.
 OUTPUT_HEADER = b"x-simulated-output-tokens"
+OUTPUT_KEY = "simulated_output_tokens"
 
 _json = msgspec.json.Encoder().encode
 _value = msgspec.json.Decoder().decode
@@ -372,10 +374,8 @@ class EngineConnection(asyncio.Protocol):
             return
         if engine.faults.silent:
             return
-        said_tokens = head.fields.get(OUTPUT_HEADER)
-        if said_tokens is not None and said_tokens.isdigit():
-            output_tokens = max(int(said_tokens), 1)
-        else:
+        output_tokens = self._asked_tokens(head, said)
+        if not output_tokens:
             share = (crc32(body) + 0.5) / 2**32
             output_tokens = max(round(OUTPUT_MEDIAN * math.exp(OUTPUT_SIGMA * _NORMAL.inv_cdf(share))), 1)
         if wording.most_tokens is not None:
@@ -385,6 +385,18 @@ class EngineConnection(asyncio.Protocol):
         wording.hit_limit = wording.most_tokens is not None and output_tokens >= wording.most_tokens
         self._answer = Answer(self, wording, max(wording.prompt_bytes // CHARS_PER_TOKEN, 1), output_tokens)
         self._answer.start()
+
+    @staticmethod
+    def _asked_tokens(head: Head, said: dict[str, Any]) -> int:
+        """How long the request wants its answer to be, beyond `max_tokens`; 0 when it does not say."""
+        text: Any = head.fields.get(OUTPUT_HEADER)
+        if text is None:
+            metadata = said.get("metadata")
+            text = metadata.get(OUTPUT_KEY) if isinstance(metadata, dict) else None
+        try:
+            return min(max(int(text), 0), 1_000_000) if text is not None else 0
+        except (TypeError, ValueError):
+            return 0
 
     # ---- answers
 

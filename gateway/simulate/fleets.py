@@ -52,6 +52,11 @@ class SimulatedFleet:
         return replace(self, facts={key: (a * ratio, b * ratio, c * ratio, d * ratio) for key, (a, b, c, d) in self.facts.items()})
 
 
+def kv_tokens_of(memory_bytes: float, config: str) -> int:
+    """Tokens of context that fit beside the weights in nine tenths of a GPU's memory."""
+    return int((memory_bytes * 0.9 - _WEIGHT_BYTES.get(config, 16e9)) / KV_BYTES_PER_TOKEN)
+
+
 def fleet(
     text: str, catalog: Catalog, gpus: Gpus, *, spread: float = INSTANCE_SPREAD, chunk_tokens: int = 2048, prefix_cache: bool = True
 ) -> SimulatedFleet:
