@@ -94,7 +94,7 @@ async def _run(
             )
         ),
     ]
-    worker.start()
+    worker.start(views)
     running = [asyncio.ensure_future(server.serve(sockets=[sock])) for server, sock in zip(servers, (public, admin), strict=True)]
     while not all(server.started for server in servers):
         if any(task.done() for task in running):

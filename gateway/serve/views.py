@@ -162,7 +162,8 @@ class WorkerViews:
 
     def dropped(self) -> Mapping[str, int]:
         worker = self._worker
-        return {"request_log": worker.request_log.dropped if worker.request_log is not None else 0}
+        dropped = {"request_log": worker.request_log.dropped if worker.request_log is not None else 0}
+        return dropped | worker.otlp.dropped if worker.otlp is not None else dropped
 
     def started_unix_s(self) -> float:
         return self._worker.started_unix_s

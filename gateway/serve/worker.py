@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import gateway
 from gateway import policies
@@ -29,10 +31,15 @@ from gateway.measure.attainment import Attainment, tally_edges
 from gateway.openai.body import Body
 from gateway.predict.latency import StepFacts
 from gateway.predict.predictor import LearningPredictor
+from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.request_log import RequestLog
+from gateway.telemetry.spans import Spans
 from gateway.wire.front import Front
 from gateway.wire.keys import Keys
 from gateway.wire.upstream import Upstream, Upstreams
+
+if TYPE_CHECKING:
+    from gateway.telemetry.instruments import Sources
 
 log = logging.getLogger("slo_gateway")
 
@@ -62,6 +69,7 @@ class Worker:
         self.health = Health(self.live.instance_health)
         self.front.on_attempt_failed = self._attempt_failed
         self.request_log: RequestLog | None = None
+        self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,9 +141,16 @@ class Worker:
 
     # ---- what happens all the time
 
-    def start(self) -> None:
-        """Begin to tick, probe and write."""
+    def start(self, sources: Sources) -> None:
+        """Begin to tick, probe and write. `sources` is where gauges are read from."""
         settings = self.loaded.settings
+        wanted = OtlpSettings.of(os.environ)
+        if wanted is not None:
+            spans = Spans(settings.telemetry.sample_ratio, time.time, time.monotonic, _traceparent_of, Random())  # noqa: S311
+            self.live.observers.append(spans.observe)
+            self.front.onward = spans.onward
+            self.otlp = Otlp(wanted, spans, self.attainment, sources)
+            self.otlp.start()
         if settings.telemetry.request_log:
             self.request_log = RequestLog(
                 Path(settings.telemetry.request_log), settings.telemetry.request_log_max_bytes, time.time, time.monotonic
@@ -160,6 +175,8 @@ class Worker:
         self.upstreams.change({})
         if self.request_log is not None:
             self.request_log.stop()
+        if self.otlp is not None:
+            self.otlp.stop()
 
     def _tick(self) -> None:
         self._tick_timer = self.loop.call_later(TICK_S, self._tick)
@@ -192,6 +209,10 @@ class Worker:
 
     def _attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         self.health.request_failed(placement.instance_id, reason)
+
+
+def _traceparent_of(ticket: Ticket) -> bytes:
+    return getattr(ticket.handle, "traceparent", b"")
 
 
 def step_facts(specs: list[InstanceSpec]) -> dict[str, StepFacts]:

@@ -282,7 +282,7 @@ class Exchange:
         """Header fields of the request that differ from request to request."""
         fields = b"x-request-id: %b\r\n" % self._request_id
         if self.traceparent:
-            fields += b"traceparent: %b\r\n" % self.traceparent
+            fields += b"traceparent: %b\r\n" % self.front.onward(self.traceparent, self._request_id.decode())
         if self.endpoint is Endpoint.MESSAGES:
             for name in (b"anthropic-version", b"anthropic-beta"):
                 value = self.head.fields.get(name)

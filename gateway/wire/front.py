@@ -57,6 +57,7 @@ class Front:
         self.errors: Counter[str] = Counter()  # errors answered, by code
         self.draining = False
         self.exchanges = 0
+        self.onward: Callable[[bytes, str], bytes] = lambda traceparent, request_id: traceparent
         self.on_attempt_failed: Callable[[Placement, FailReason], None] = lambda placement, reason: None
         self._per_ip: Counter[str] = Counter()
         self._per_key: Counter[str] = Counter()
