@@ -216,6 +216,7 @@ class Core:
 
     def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> list[Action]:
         """It is over, well or not, and nothing is tried again."""
+        self.trails.finished(placement, outcome, now_s)
         return self._ended(placement, outcome, now_s)
 
     def failed(self, placement: Placement, reason: FailReason, now_s: float, retry: bool) -> list[Action]:

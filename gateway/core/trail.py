@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.core.flow import FailReason, Placement, Prediction, Refuse, Ticket
+from gateway.core.flow import FailReason, Outcome, Placement, Prediction, Refuse, Ticket
 
 MAX_CANDIDATES = 12
 
@@ -25,6 +25,7 @@ class Step:
     candidates: list[tuple[str, str, int, Prediction]] = field(default_factory=list)
     prediction: Prediction | None = None
     more: float = 0.0
+    outcome: Outcome | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +72,11 @@ class Trails:
         """An attempt came to nothing."""
         self.add(placement.ticket, Step(now_s, "failed", placement.instance_id, reason.value))
 
+    def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> None:
+        """It is over, well or not."""
+        reason = outcome.fail_reason.value if outcome.fail_reason is not None else ""
+        self.add(placement.ticket, Step(now_s, "finished", placement.instance_id, reason, outcome=outcome))
+
 
 def _why_not(prediction: Prediction, ticket: Ticket, at_s: float) -> str:
     targets = ticket.tag.targets
@@ -92,6 +98,12 @@ def _shown(prediction: Prediction) -> dict[str, float]:
     }
 
 
+def _got(outcome: Outcome) -> dict[str, Any]:
+    figures = {"ttft_s": outcome.ttft_s, "tpot_s": outcome.tpot_s, "itl_p95_s": outcome.itl_p95_s, "e2e_s": outcome.e2e_s}
+    known = {name: round(figure, 4) for name, figure in figures.items() if figure is not None}
+    return {"result": outcome.result.value, "status": outcome.status, **known, "output_tokens": outcome.output_tokens}
+
+
 def tell(trail: Trail) -> dict[str, Any]:
     """As plain values: what the request was, what it was promised, and what happened, in order; times in seconds since its arrival."""
     ticket = trail.ticket
@@ -108,6 +120,8 @@ def tell(trail: Trail) -> dict[str, Any]:
             told["retry_after_s"] = round(step.more, 3)
         if step.prediction is not None:
             told["predicted"] = _shown(step.prediction)
+        if step.outcome is not None:
+            told["got"] = _got(step.outcome)
         if step.candidates:
             told["candidates"] = [
                 {

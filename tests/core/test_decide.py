@@ -191,9 +191,11 @@ def test_other_settings_keep_everybody_in_line() -> None:
 
 def test_a_decision_can_be_told_afterwards() -> None:
     core = core_with(instance())
-    core.arrived(request("first"), tag(0), 10.0)
+    [start] = core.arrived(request("first"), tag(0), 10.0)
     core.arrived(request("second"), tag(0), 10.0)
+    core.finished(start.placement, completed(), 11.0)
     first, second = (tell(core.trails.of(name)) for name in ("first", "second"))
-    assert [step["what"] for step in first["steps"]] == ["started"]
+    assert [step["what"] for step in first["steps"]] == ["started", "finished"]
+    assert first["steps"][1]["got"]["result"] == "completed"
     assert second["steps"][0]["reason"] == "cannot_meet_slo"
     assert core.trails.of("unknown") is None
