@@ -26,6 +26,7 @@ MODEL = "llama-8b"
 # pool, tier, GPU, configuration, instances: a small mixed fleet, its cheap cards most of it.
 POOLS = (("premium", "H100", "", 1), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))
 START_S = 15.0
+UNREACHABLE, INTERRUPTED = 3, 130
 
 
 @click.command()
@@ -61,10 +62,10 @@ def command(for_: str, rate: float, port: int, as_json: bool) -> None:
                 address, admin = _gateway(children, Path(folder), addresses, port)
             status = _drive(console, address, admin, rate, for_s, as_json)
         except KeyboardInterrupt:
-            status = 130
+            status = INTERRUPTED
         except RuntimeError as error:
             click.echo(str(error), err=True)
-            status = 3
+            status = UNREACHABLE
         finally:
             _stop(children)
             signal.signal(signal.SIGTERM, previous)
@@ -143,25 +144,25 @@ def _gateway(children: list[subprocess.Popen[bytes]], folder: Path, addresses: d
 
 def _drive(console: Console, address: str, admin: str, rate: float, for_s: float, as_json: bool) -> int:
     from gateway.config.load import shipped_catalog
-    from gateway.load.bodies import shot
+    from gateway.load.bodies import Lengths, shot
     from gateway.load.client import Gun
     from gateway.load.report import Report
-    from gateway.simulate.workload import DATA, Workload, jobs
+    from gateway.simulate.workload import Workload, jobs
 
     catalog = shipped_catalog()
-    trace = "azure" if (DATA / "azure_code.csv.gz").is_file() else ""
-    half = Workload(name="demo", trace=trace)
-    made = jobs(half, catalog, rate / 2, for_s, 1) + jobs(Workload(name="demo-mix"), catalog, rate / 2, for_s, 2)
+    made = jobs(Workload(name="demo", trace="azure"), catalog, rate / 2, for_s, 1) + jobs(
+        Workload(name="demo-mix"), catalog, rate / 2, for_s, 2
+    )
     made.sort(key=lambda job: job.at_s)
     chance = Random(0)  # noqa: S311
-    shots = [shot(job, MODEL, True, chance) for job in made]
+    shots = [shot(job, MODEL, True, chance, Lengths.HIDDEN) for job in made]
     report = Report(catalog)
     console.print(f"The gateway is at [bold]{address}/v1[/], its page at [bold]{admin}/admin/[/]. Try it yourself:")
     console.print(_curl(address), markup=False, highlight=False)
     begin_s = time.monotonic()
 
     async def run() -> None:
-        gun = Gun(address, report.add, tagged=True, lengths=True)
+        gun = Gun(address, report.add, tagged=True)
         firing = asyncio.ensure_future(gun.fire(shots, for_s))
         if console.is_terminal:
             from rich.live import Live
@@ -180,7 +181,7 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
         interrupted = True
     span_s = min(time.monotonic() - begin_s, for_s)
     _summary(console, report, span_s, as_json)
-    return 130 if interrupted and not report.results else 0
+    return INTERRUPTED if interrupted else 0
 
 
 def _summary(console: Console, report: Report, span_s: float, as_json: bool) -> None:

@@ -10,6 +10,8 @@ from random import Random
 
 import click
 
+MISSED, UNREACHABLE, INTERRUPTED = 1, 3, 130
+
 
 @click.command()
 @click.argument("url")
@@ -21,7 +23,14 @@ import click
 @click.option("--key", default="", envvar="OPENAI_API_KEY", help="API key to send.", show_envvar=True)
 @click.option("--tagged/--untagged", default=True, show_default=True, help="Say the use case in a header, or let the gateway find out.")
 @click.option("--stream/--no-stream", default=True, show_default=True)
-@click.option("--lengths", is_flag=True, help="Tell simulated engines how long each answer is to be.")
+@click.option(
+    "--lengths",
+    type=click.Choice(["exact", "hidden", "free"]),
+    default="exact",
+    show_default=True,
+    help="How the engine learns an answer's length: max_tokens, a field that only simulated engines read, or not at all.",
+)
+@click.option("--fail-under", type=click.FloatRange(0, 1), default=0.0, help="Exit with 1 when less is attained of what was offered.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
@@ -34,7 +43,8 @@ def command(
     key: str,
     tagged: bool,
     stream: bool,
-    lengths: bool,
+    lengths: str,
+    fail_under: float,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -48,7 +58,7 @@ def command(
 
     from gateway.config.load import shipped_catalog
     from gateway.config.quantities import parse_duration
-    from gateway.load.bodies import shot
+    from gateway.load.bodies import Lengths, shot
     from gateway.load.client import Gun
     from gateway.load.report import Report
     from gateway.simulate.workload import Workload, jobs
@@ -64,12 +74,12 @@ def command(
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
     chance = Random(seed)  # noqa: S311
-    shots = [shot(job, model, stream, chance) for job in made]
+    shots = [shot(job, model, stream, chance, Lengths(lengths)) for job in made]
     report = Report(catalog)
     console = Console(stderr=True)
 
-    async def run() -> float:
-        gun = Gun(url, report.add, key=key, tagged=tagged, lengths=lengths)
+    async def run() -> None:
+        gun = Gun(url, report.add, key=key, tagged=tagged)
         begin_s = time.monotonic()
         firing = asyncio.ensure_future(gun.fire(shots, for_s))
         if console.is_terminal and not as_json:
@@ -81,21 +91,31 @@ def command(
                     span_s = time.monotonic() - begin_s
                     live.update(report.table(span_s, f"{span_s:.0f} s, {gun.in_flight} in flight"))
         await firing
-        return time.monotonic() - begin_s
 
+    begin_s = time.monotonic()
+    interrupted = False
     try:
         import uvloop
 
-        span_s = uvloop.run(run())
+        uvloop.run(run())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except KeyboardInterrupt:
-        span_s = for_s
-    rows = report.rows(for_s)
+        interrupted = True
+    span_s = min(time.monotonic() - begin_s, for_s)
+    whole = report.all
     if as_json:
-        click.echo(json.dumps({"url": url, "rate_per_s": rate, "span_s": span_s, "rows": rows}))
+        click.echo(json.dumps({"url": url, "rate_per_s": rate, "span_s": span_s, "rows": report.rows(span_s)}))
     else:
-        Console().print(report.table(for_s, f"{url}, {rate:g} requests a second for {for_}"))
-    if rows[-1]["offered"] and all(r.status == 0 for results in report.results.values() for r in results):
-        click.echo(f"nothing answered at {url}", err=True)
-        sys.exit(3)
+        Console().print(report.table(span_s, f"{url}, {span_s:.0f} s"))
+        ratio = whole.attained / whole.offered if whole.offered else 0.0
+        click.echo(f"{whole.attained} of {whole.offered} kept their promise ({ratio:.1%}): {whole.attained / span_s:.2f} a second.")
+        for why, count in whole.failed.most_common(5):
+            click.echo(f"  {count} failed: {why}", err=True)
+    if interrupted:
+        sys.exit(INTERRUPTED)
+    if whole.offered and all(why.startswith("connect:") for why in whole.failed) and sum(whole.failed.values()) == whole.offered:
+        click.echo(f"nothing answers at {url}", err=True)
+        sys.exit(UNREACHABLE)
+    if whole.attained < fail_under * whole.offered:
+        sys.exit(MISSED)

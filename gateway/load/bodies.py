@@ -6,6 +6,7 @@ A sample is cut or filled up to the job's prompt length with text of other sampl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from random import Random
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.simulate.engine import OUTPUT_KEY
 from gateway.simulate.workload import Job
 
 CHARS_PER_TOKEN = 4
@@ -59,28 +61,45 @@ def _filled(text: str, chars: int, chance: Random) -> str:
     return text
 
 
-def shot(job: Job, model: str, stream: bool, chance: Random) -> Shot:
+class Lengths(StrEnum):
+    """How an engine learns how long an answer is to be."""
+
+    EXACT = "exact"  # `max_tokens`, which everybody in between sees too
+    HIDDEN = "hidden"  # a key of `metadata` that only simulated engines read: a gateway has to guess, as with real traffic
+    FREE = "free"  # the engine decides
+
+
+def shot(job: Job, model: str, stream: bool, chance: Random, lengths: Lengths = Lengths.EXACT) -> Shot:
     """A job in words."""
     known = samples()
     row = chance.choice(known.get(job.use_case) or known["chatbot"])
     request = msgspec.json.decode(_json(row["request"]))
     request["model"] = model
     request["stream"] = stream
+    said = request.pop("max_completion_tokens", None) or request.pop("max_tokens", None) or 0
     request.pop("max_tokens", None)
-    request.pop("max_completion_tokens", None)
     request.pop("n", None)
-    request["max_tokens"] = job.output_tokens
-    chars = job.prompt_tokens * CHARS_PER_TOKEN
-    if "messages" in request:
-        for message in request["messages"]:
-            if isinstance(message.get("content"), str):
-                message["content"] = _filled(message["content"], chars, chance)
-        has = sum(len(m["content"]) for m in request["messages"] if isinstance(m.get("content"), str))
-        if has < chars * 0.8 and isinstance(request["messages"][-1].get("content"), str):
-            last = request["messages"][-1]
-            last["content"] = _filled(DOCUMENT, chars - has, chance) + "\n\n" + last["content"]
-    elif isinstance(request.get("prompt"), str):
+    if lengths is Lengths.EXACT:
+        request["max_tokens"] = job.output_tokens
+    elif said and (lengths is Lengths.FREE or said >= job.output_tokens):
+        request["max_tokens"] = said
+    if lengths is Lengths.HIDDEN:
+        request["metadata"] = {OUTPUT_KEY: str(job.output_tokens)}
+    _lengthen(request, job.prompt_tokens * CHARS_PER_TOKEN, chance)
+    return Shot(job.at_s, row["endpoint"], _json(request), job.use_case, job.output_tokens)
+
+
+def _lengthen(request: dict[str, Any], chars: int, chance: Random) -> None:
+    """Documents put in their places, and text before a prompt that is too short for the job."""
+    if isinstance(request.get("prompt"), str):
         has = len(request["prompt"])
         if has < chars * 0.8:
             request["prompt"] = _filled(DOCUMENT, chars - has, chance) + "\n" + request["prompt"]
-    return Shot(job.at_s, row["endpoint"], _json(request), job.use_case, job.output_tokens)
+        return
+    messages = [m for m in request.get("messages", ()) if isinstance(m.get("content"), str)]
+    for message in messages:
+        message["content"] = _filled(message["content"], chars, chance)
+    has = sum(len(m["content"]) for m in messages)
+    if messages and has < chars * 0.8:
+        last = messages[-1]
+        last["content"] = _filled(DOCUMENT, chars - has, chance) + "\n\n" + last["content"]

@@ -161,9 +161,7 @@ class _Connection(asyncio.Protocol):
 class Gun:
     """Fires shots at one URL. `told` is called with every result."""
 
-    def __init__(
-        self, url: str, told: Callable[[Shown], None], *, key: str = "", tagged: bool = False, lengths: bool = False, verify: bool = True
-    ) -> None:
+    def __init__(self, url: str, told: Callable[[Shown], None], *, key: str = "", tagged: bool = False, verify: bool = True) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not an address such as http://127.0.0.1:8080")
@@ -173,7 +171,7 @@ class Gun:
             self.tls.check_hostname = False
             self.tls.verify_mode = ssl.CERT_NONE
         self.base = parts.path.rstrip("/").removesuffix("/v1")
-        self.key, self.tagged, self.lengths = key, tagged, lengths
+        self.key, self.tagged = key, tagged
         self.told = told
         self.idle: list[_Connection] = []
         self.flying: dict[int, _Connection] = {}
@@ -241,8 +239,6 @@ class Gun:
             fields += f"authorization: Bearer {self.key}\r\n"
         if self.tagged:
             fields += f"x-slo-use-case: {shot.use_case}\r\n"
-        if self.lengths:
-            fields += f"x-simulated-output-tokens: {shot.output_tokens}\r\n"
         return f"POST {self.base}{shot.path} HTTP/1.1\r\n{fields}\r\n".encode() + shot.body
 
     def landed(self, shown: Shown) -> None:

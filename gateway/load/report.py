@@ -1,27 +1,76 @@
 """What a load's results are worth: attainment over offered, goodput and percentiles, per use case and in all, as a table or JSON.
 
-The definitions are those of measure/attainment.py, from the client's side: refused and failed requests count as missed.
+The definitions are those of measure/attainment.py, from the client's side: refused and failed requests count as missed. Latencies are
+kept as histograms, so that hours of load take no more memory than a minute.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from gateway.config.catalog import Catalog
 from gateway.load.client import Shown
+from gateway.measure.histogram import Edges, Histogram
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+LATENCIES = ("ttft", "itl", "tpot", "e2e")
+QUANTILES = (0.5, 0.95, 0.99)
+ALL = "all"
+_NO_EDGES = Edges(())
 
-def percentile(values: list[float], share: float) -> float | None:
-    """Nearest rank; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(max(ceil(share * len(ordered)) - 1, 0), len(ordered) - 1)]
+
+class Got:
+    """What the requests of one use case got, or all of them."""
+
+    __slots__ = ("answered", "attained", "failed", "latencies", "missed", "offered", "output_tokens", "pools", "refused")
+
+    def __init__(self) -> None:
+        self.offered = self.answered = self.attained = self.refused = self.output_tokens = 0
+        self.failed: Counter[str] = Counter()
+        self.missed: Counter[str] = Counter()  # answered, but late: by what; one may miss several
+        self.pools: Counter[str] = Counter()
+        self.latencies = {name: Histogram(_NO_EDGES) for name in LATENCIES}
+
+    def add(self, shown: Shown, missed: list[str]) -> None:
+        """One more result; `missed` names the targets it was beyond."""
+        self.offered += 1
+        if shown.status in (429, 503):
+            self.refused += 1
+            return
+        if shown.status != 200 or shown.error or shown.e2e_s is None:
+            self.failed[shown.error or f"status {shown.status}"] += 1
+            return
+        self.answered += 1
+        self.attained += not missed
+        self.missed.update(missed)
+        self.output_tokens += shown.output_tokens
+        self.pools[shown.fields.get(b"x-slo-pool", b"-").decode("latin-1")] += 1
+        for name, value_s in (("ttft", shown.ttft_s), ("tpot", shown.tpot_s), ("e2e", shown.e2e_s)):
+            if value_s is not None:
+                self.latencies[name].record(value_s)
+        for gap_s in shown.gaps_s:
+            self.latencies["itl"].record(gap_s)
+
+    def row(self, name: str, span_s: float) -> dict[str, Any]:
+        """Its figures, as --json has them."""
+        told: dict[str, Any] = {
+            "name": name,
+            "offered": self.offered,
+            "attained": self.attained,
+            "attained_ratio": self.attained / self.offered if self.offered else None,
+            "goodput_per_s": self.attained / span_s if span_s > 0 else 0.0,
+            "refused": self.refused,
+            "failed": dict(self.failed),
+            "missed": {name: self.missed[name] for name in ("ttft", "itl", "e2e")},
+            "output_tokens": self.output_tokens,
+            "pools": dict(self.pools),
+        }
+        for kind, histogram in self.latencies.items():
+            told[kind] = {f"p{round(q * 100)}_s": histogram.quantile(q) for q in QUANTILES} | {"samples": histogram.count}
+        return told
 
 
 class Report:
@@ -29,53 +78,30 @@ class Report:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self.results: dict[str, list[Shown]] = {}
+        self.all = Got()
+        self.use_cases: dict[str, Got] = {}
 
     def add(self, shown: Shown) -> None:
         """One more."""
-        self.results.setdefault(shown.shot.use_case, []).append(shown)
+        name = shown.shot.use_case
+        missed = self.missed(shown)
+        self.use_cases.setdefault(name, Got()).add(shown, missed)
+        self.all.add(shown, missed)
 
-    def attained(self, shown: Shown) -> bool:
-        """Within every target of its use case?"""
+    def missed(self, shown: Shown) -> list[str]:
+        """The targets of its use case that an answer was beyond. One that was not streamed shows its end only."""
         targets = self.catalog.targets_for(shown.shot.use_case)
-        if shown.status != 200 or shown.error or shown.e2e_s is None or shown.e2e_s > targets.e2e_s:
-            return False
-        if shown.ttft_s is None:
-            return shown.deltas == 0
-        return shown.ttft_s <= targets.ttft_s and (shown.tpot_s or 0.0) <= targets.itl_s
-
-    def row(self, name: str, results: list[Shown], span_s: float) -> dict[str, Any]:
-        """One line of figures."""
-        good = [r for r in results if r.status == 200 and not r.error]
-        attained = sum(map(self.attained, results))
-        pools = Counter(r.fields.get(b"x-slo-pool", b"-").decode("latin-1") for r in good)
-        gaps = [gap for r in good for gap in r.gaps_s]
-        told: dict[str, Any] = {
-            "name": name,
-            "offered": len(results),
-            "attained": attained,
-            "attained_ratio": attained / len(results) if results else None,
-            "goodput_per_s": attained / span_s if span_s > 0 else 0.0,
-            "refused": sum(r.status in (429, 503) for r in results),
-            "failed": sum(not (r.status == 200 and not r.error) and r.status not in (429, 503) for r in results),
-            "output_tokens": sum(r.output_tokens for r in good),
-            "pools": dict(pools),
-        }
-        for key, values in (
-            ("ttft", [r.ttft_s for r in good if r.ttft_s is not None]),
-            ("itl", gaps),
-            ("tpot", [r.tpot_s for r in good if r.tpot_s is not None]),
-            ("e2e", [r.e2e_s for r in good if r.e2e_s is not None]),
-        ):
-            told[key] = {f"p{round(q * 100)}_s": percentile(values, q) for q in (0.5, 0.95, 0.99)}
-        return told
+        missed = ["ttft"] if shown.ttft_s is not None and shown.ttft_s > targets.ttft_s else []
+        if (shown.tpot_s or 0.0) > targets.itl_s:
+            missed.append("itl")
+        if shown.e2e_s is not None and shown.e2e_s > targets.e2e_s:
+            missed.append("e2e")
+        return missed
 
     def rows(self, span_s: float) -> list[dict[str, Any]]:
         """Per use case, in the catalogue's order, and the whole at the end."""
-        rows = [self.row(name, self.results[name], span_s) for name in self.catalog.use_cases if name in self.results]
-        everything = [shown for results in self.results.values() for shown in results]
-        rows.append(self.row("all", everything, span_s))
-        return rows
+        rows = [self.use_cases[name].row(name, span_s) for name in self.catalog.use_cases if name in self.use_cases]
+        return [*rows, self.all.row(ALL, span_s)]
 
     def table(self, span_s: float, title: str = "") -> Table:
         """For people."""
@@ -84,13 +110,15 @@ class Report:
         table = Table(title=title or None, header_style="bold", expand=False)
         for name in ("use case", "class", "offered", "attained", "TTFT p95", "ITL p95", "E2E p95", "refused", "failed", "pools"):
             table.add_column(name, justify="left" if name in ("use case", "class", "pools") else "right", no_wrap=True)
-        for row in self.rows(span_s):
+        rows = self.rows(span_s)
+        for row in rows:
             name = row["name"]
             use_case = self.catalog.use_cases.get(name)
             targets = self.catalog.targets_for(name) if use_case else None
             ratio = row["attained_ratio"]
             colour = "green" if ratio is not None and ratio >= 0.95 else "yellow" if ratio is not None and ratio >= 0.9 else "red"
             total = sum(row["pools"].values()) or 1
+            failed = sum(row["failed"].values())
             table.add_row(
                 name,
                 use_case.experience_class if use_case else "",
@@ -100,9 +128,9 @@ class Report:
                 beside(row["itl"]["p95_s"], targets.itl_s if targets else None),
                 beside(row["e2e"]["p95_s"], targets.e2e_s if targets else None),
                 str(row["refused"] or "-"),
-                str(row["failed"] or "-"),
+                str(failed or "-"),
                 " ".join(f"{pool} {count / total:.0%}" for pool, count in sorted(row["pools"].items())),
-                end_section=name != "all" and row is not None and name == list(self.results)[-1],
+                end_section=len(rows) > 1 and row is rows[-2],
             )
         return table
 

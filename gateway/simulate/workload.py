@@ -23,6 +23,7 @@ from gateway.config.catalog import Catalog
 # one number each; half of that is our reading of "expected".
 PROMPT_SIGMA = 0.3
 OUTPUT_SIGMA = 0.5
+DATA = Path(__file__).resolve().parent / "traces"  # NOTICE names their sources
 LONGEST = 3.0
 
 
@@ -256,11 +257,3 @@ def _logged(entry: dict[str, Any], number: int, catalog: Catalog) -> Job | None:
         limit,
         int(entry.get("app") or 0),
     )
-
-
-def _data_folder() -> Path:
-    """Traces ship with the source tree."""
-    return Path(__file__).resolve().parents[2] / "loadtests" / "data"
-
-
-DATA = _data_folder()
