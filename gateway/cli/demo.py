@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -76,10 +77,26 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+# Loaded before any fork: a child must not import.
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """In a child: end when the demo is killed and cannot clean up."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _child(children: list[subprocess.Popen[bytes]], log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         child = subprocess.Popen(  # noqa: S603  (our own command line)
-            [sys.executable, "-m", "gateway", *arguments], stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "gateway", *arguments],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
     children.append(child)
     return child
@@ -157,9 +174,12 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
     chance = Random(0)  # noqa: S311
     shots = [shot(job, MODEL, True, chance, Lengths.HIDDEN) for job in made]
     report = Report(catalog)
-    console.print(f"The gateway is at [bold]{address}/v1[/], its page at [bold]{admin}/admin/[/]. Try it yourself:")
-    console.print(_curl(address), markup=False, highlight=False)
+    console.print(f"gateway   [bold]{address}/v1[/]   model [bold]{MODEL}[/]", highlight=False)
+    console.print(f"its page  [bold]{admin}/admin/[/]", highlight=False)
+    console.print("try it yourself, while it runs:", highlight=False)
+    console.print(_curl(address), markup=False, highlight=False, soft_wrap=True)
     begin_s = time.monotonic()
+    usd_per_hour = _usd_per_hour()
 
     async def run() -> None:
         gun = Gun(address, report.add, tagged=True)
@@ -171,7 +191,8 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
                 while not firing.done():
                     await asyncio.wait([firing], timeout=0.5)
                     passed_s = time.monotonic() - begin_s
-                    live.update(report.table(passed_s, f"{passed_s:.0f} of {for_s:.0f} s, {gun.in_flight} in flight"))
+                    title = f"{passed_s:.0f} of {for_s:.0f} s, {gun.in_flight} in flight"
+                    live.update(report.table(passed_s, title, caption=f"${usd_per_hour:.2f} an hour", width=console.width))
         await firing
 
     interrupted = False
@@ -184,19 +205,21 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
     return INTERRUPTED if interrupted else 0
 
 
-def _summary(console: Console, report: Report, span_s: float, as_json: bool) -> None:
+def _usd_per_hour() -> float:
+    """What the fleet would cost at list prices."""
     from gateway.config.gpus import shipped_gpus
 
-    gpus = shipped_gpus()
-    usd_per_hour = 0.0
-    for _, name, _, count in POOLS:
-        gpu = gpus.find(name)
-        usd_per_hour += gpu.usd_per_hour * count if gpu else 0.0
+    found = [(shipped_gpus().find(name), count) for _, name, _, count in POOLS]
+    return sum(gpu.usd_per_hour * count for gpu, count in found if gpu is not None)
+
+
+def _summary(console: Console, report: Report, span_s: float, as_json: bool) -> None:
+    usd_per_hour = _usd_per_hour()
     rows = report.rows(span_s)
     if as_json:
         click.echo(json.dumps({"span_s": span_s, "usd_per_hour": usd_per_hour, "rows": rows}))
         return
-    console.print(report.table(span_s, "What users got"))
+    console.print(report.table(span_s, "What users got", width=console.width))
     whole = rows[-1]
     if whole["offered"]:
         per_usd = whole["goodput_per_s"] * 3600 / usd_per_hour if usd_per_hour else 0.0

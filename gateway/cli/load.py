@@ -89,7 +89,7 @@ def command(
                 while not firing.done():
                     await asyncio.wait([firing], timeout=0.5)
                     span_s = time.monotonic() - begin_s
-                    live.update(report.table(span_s, f"{span_s:.0f} s, {gun.in_flight} in flight"))
+                    live.update(report.table(span_s, f"{span_s:.0f} s, {gun.in_flight} in flight", width=console.width))
         await firing
 
     begin_s = time.monotonic()
@@ -107,7 +107,8 @@ def command(
     if as_json:
         click.echo(json.dumps({"url": url, "rate_per_s": rate, "span_s": span_s, "rows": report.rows(span_s)}))
     else:
-        Console().print(report.table(span_s, f"{url}, {span_s:.0f} s"))
+        out = Console()
+        out.print(report.table(span_s, f"{url}, {span_s:.0f} s", width=out.width))
         ratio = whole.attained / whole.offered if whole.offered else 0.0
         click.echo(f"{whole.attained} of {whole.offered} kept their promise ({ratio:.1%}): {whole.attained / span_s:.2f} a second.")
         for why, count in whole.failed.most_common(5):

@@ -7,6 +7,7 @@ kept as histograms, so that hours of load take no more memory than a minute.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gateway.config.catalog import Catalog
@@ -103,47 +104,66 @@ class Report:
         rows = [self.use_cases[name].row(name, span_s) for name in self.catalog.use_cases if name in self.use_cases]
         return [*rows, self.all.row(ALL, span_s)]
 
-    def table(self, span_s: float, title: str = "") -> Table:
-        """For people."""
+    def table(self, span_s: float, title: str = "", caption: str = "", width: int = 80) -> Table:
+        """For people; below 120 columns without class and pools, which the caption then sums up."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=title or None, header_style="bold", expand=False)
-        for name in ("use case", "class", "offered", "attained", "TTFT p95", "ITL p95", "E2E p95", "refused", "failed", "pools"):
-            table.add_column(name, justify="left" if name in ("use case", "class", "pools") else "right", no_wrap=True)
+        wide = width >= 120
+        shares = pool_shares(self.all.pools)
+        table = Table(
+            title=title or None,
+            caption="   ".join(part for part in ("" if wide else shares, caption) if part) or None,
+            header_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        left = ("use case", "class", "pools")
+        names = ["use case", *(["class"] if wide else []), "offered", "attained", "TTFT p95", "ITL p95", "E2E p95"]
+        for name in names + (["refused", "failed", "pools"] if wide else ["lost"]):
+            table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
         rows = self.rows(span_s)
         for row in rows:
             name = row["name"]
             use_case = self.catalog.use_cases.get(name)
             targets = self.catalog.targets_for(name) if use_case else None
-            ratio = row["attained_ratio"]
-            colour = "green" if ratio is not None and ratio >= 0.95 else "yellow" if ratio is not None and ratio >= 0.9 else "red"
-            total = sum(row["pools"].values()) or 1
             failed = sum(row["failed"].values())
-            table.add_row(
+            cells = [
                 name,
-                use_case.experience_class if use_case else "",
+                *([use_case.experience_class if use_case else ""] if wide else []),
                 str(row["offered"]),
-                f"[{colour}]{ratio:.1%}[/]" if ratio is not None else "-",
-                beside(row["ttft"]["p95_s"], targets.ttft_s if targets else None),
-                beside(row["itl"]["p95_s"], targets.itl_s if targets else None),
-                beside(row["e2e"]["p95_s"], targets.e2e_s if targets else None),
-                str(row["refused"] or "-"),
-                str(failed or "-"),
-                " ".join(f"{pool} {count / total:.0%}" for pool, count in sorted(row["pools"].items())),
-                end_section=len(rows) > 1 and row is rows[-2],
-            )
+                share(row["attained_ratio"]),
+            ]
+            for kind in ("ttft", "itl", "e2e"):
+                cells.append(beside(row[kind]["p95_s"], getattr(targets, f"{kind}_s") if targets else None))
+            lost = row["refused"] + failed
+            cells += [str(row["refused"] or "-"), str(failed or "-"), pool_shares(row["pools"])] if wide else [str(lost or "-")]
+            table.add_row(*cells, end_section=len(rows) > 1 and row is rows[-2])
         return table
 
 
+def share(ratio: float | None) -> str:
+    """A ratio in per cent, in the colour of what it is worth."""
+    if ratio is None:
+        return "-"
+    colour = "green" if ratio >= 0.95 else "yellow" if ratio >= 0.9 else "red"
+    return f"[{colour}]{ratio:.1%}[/]"
+
+
+def pool_shares(pools: Mapping[str, int]) -> str:
+    """`balanced 63% cost 37%`"""
+    total = sum(pools.values())
+    return " ".join(f"{pool} {count / total:.0%}" for pool, count in sorted(pools.items()))
+
+
 def beside(value_s: float | None, target_s: float | None) -> str:
-    """`112 / 150 ms`: what was, against what was promised."""
+    """`112/150ms`: what was, against what was promised."""
     if value_s is None:
         return "-"
     in_ms = (target_s if target_s is not None else value_s) < 1.0
     unit, factor = ("ms", 1000.0) if in_ms else ("s", 1.0)
-    digits = 0 if in_ms else 1
-    shown = f"{value_s * factor:.{digits}f}"
+    shown = f"{value_s * factor:.{0 if in_ms else 1}f}"
     if target_s is None:
-        return f"{shown} {unit}"
-    text = f"{shown} / {target_s * factor:.{digits}f} {unit}"
+        return f"{shown}{unit}"
+    text = f"{shown}/{target_s * factor:.0f}{unit}"
     return f"[red]{text}[/]" if value_s > target_s else text
