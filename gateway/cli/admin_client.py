@@ -11,7 +11,7 @@ URL = "http://127.0.0.1:8081"
 
 
 def ask(url: str, path: str, key: str, params: dict[str, str] | None = None) -> Any:
-    """The JSON at a path. Ends the program with 3 when nobody answers, 1 when the answer is an error."""
+    """The JSON at a path. Ends the program with 3 when nobody answers, 2 when the question was wrong, 1 at another error."""
     import httpx
 
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -24,5 +24,5 @@ def ask(url: str, path: str, key: str, params: dict[str, str] | None = None) -> 
     if answer.status_code >= 400:
         message = value.get("error", {}).get("message", answer.text[:200]) if isinstance(value, dict) else answer.text[:200]
         click.echo(f"{url}{path}: {message}", err=True)
-        sys.exit(1)
+        sys.exit(2 if answer.status_code == 400 else 1)
     return value

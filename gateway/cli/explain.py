@@ -3,67 +3,158 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
 from gateway.cli.admin_client import URL, ask
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PLAIN_COLUMNS = 110
+REASONS = {
+    "queue_full": "too many wait already",
+    "queue_bytes": "what waits already is too big",
+    "cannot_meet_slo": "no instance could have kept the promise",
+    "expired": "it waited longer than its class may",
+    "quota": "its key's quota was used up",
+    "overloaded": "the gateway protected itself",
+    "no_capacity": "nothing serves this model now",
+    "draining": "the gateway was going away",
+    "connect": "it could not be reached",
+    "closed_early": "it went away before the first token",
+    "cut": "it went away in mid-answer",
+    "first_token_timeout": "no first token came in time",
+    "stalled": "tokens stopped coming",
+    "deadline": "the whole answer took too long",
+    "engine_error": "it answered with an error",
+    "malformed": "what it sent could not be read",
+    "slow_reader": "the client did not read what it had asked for",
+    "internal": "the gateway itself failed",
+}
+
 
 @click.command()
 @click.argument("request_id")
-@click.option("--url", default=URL, show_default=True, help="The admin port.")
+@click.option("--url", default=URL, show_default=True, help="The admin port of the worker that served it.")
 @click.option("--key", default="", envvar="SLO_GATEWAY_ADMIN_KEY", show_envvar=True, help="The admin key.")
 @click.option("--json", "as_json", is_flag=True, help="As the admin API tells it.")
 def command(request_id: str, url: str, key: str, as_json: bool) -> None:
-    """Why a request was placed, held back or refused as it was. Its id is in the answer's x-request-id.
+    """Why a request was placed, held back or refused as it was, and what it got. Its id is in the answer's x-request-id; only the latest
+    requests are remembered.
 
     \b
     slo-gateway explain 9b7fea954f6a00000001
+    slo-gateway explain 9b7fea954f6a00000001 --json | jq '.steps[] | select(.what == "started").candidates'
     """
-    told = ask(url, f"/admin/requests/{request_id}", key)
-    click.echo(json.dumps(told) if as_json else story(told))
+    told = ask(url, f"/admin/requests/{quote(request_id, safe='')}", key)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_COLUMNS)
+    show(console, told)
 
 
-def story(told: dict[str, Any]) -> str:
+def show(console: Console, told: dict[str, Any]) -> None:
     """As a person would tell it."""
+    from rich.text import Text
+
     targets = told["targets"]
-    lines = [
-        f"{told['request_id']}: {told['use_case']} ({told['experience_class']}), because of {told['why']}.",
-        f"  {told['model']}, tenant {told['tenant']}, {told['prompt_tokens']} prompt tokens, {told['expected_output_tokens']} expected.",
-        f"  Promised: first token in {_time(targets['ttft_s'])}, gaps of {_time(targets['itl_s'])}, all in {_time(targets['e2e_s'])}.",
-    ]
+    console.print(Text.assemble((told["request_id"], "bold"), f"  {told['model']}, tenant {told['tenant']}"))
+    sure = f", {told['confidence']:.0%} sure" if told["confidence"] < 1 else ""
+    console.print(Text(f"  Taken for {_words(told['use_case'])} ({told['experience_class']}) because of: {told['why']}{sure}."))
     if told.get("degraded_from"):
-        lines.append(f"  It asked for {told['degraded_from']} and accepted a looser class.")
+        console.print(Text(f"  It asked for {told['degraded_from']} and accepted a looser class.", "yellow"))
+    allowed = f" (at most {told['max_output_tokens']})" if told["max_output_tokens"] else ""
+    console.print(Text(f"  {told['prompt_tokens']} prompt tokens; {told['expected_output_tokens']} output tokens expected{allowed}."))
+    if told["stream"]:
+        promised = f"first token in {_time(targets['ttft_s'])}, {_time(targets['itl_s'])} a token, the end in {_time(targets['e2e_s'])}"
+    else:
+        promised = f"the end in {_time(targets['e2e_s'])}; it does not stream, so nobody sees when its first token comes"
+    console.print(Text(f"  Promised: {promised}."))
     for step in told["steps"]:
-        lines.append(f"  after {_time(step['after_s'])}: {_step(step)}")
-        for candidate in step.get("candidates", ()):
-            mark = "->" if candidate["chosen"] else "  "
-            predicted = candidate["predicted"]
-            why = f", would miss {candidate['would_miss']}" if candidate["would_miss"] else ""
-            lines.append(
-                f"      {mark} {candidate['instance_id']} ({candidate['tier']}, {candidate['in_flight']} in flight): first token in "
-                f"{_time(predicted['ttft_s'])}, gaps of {_time(predicted['itl_s'])}, all in {_time(predicted['e2e_s'])}{why}"
-            )
-    return "\n".join(lines)
+        style = {"refused": "red", "failed": "red", "late": "yellow", "degraded": "yellow"}.get(step["what"], "")
+        if step["what"] == "finished":
+            style = "" if step["got"]["result"] == "completed" else "red"
+        console.print(Text.assemble((f"{_time(step['after_s']):>9}  ", "dim"), (_step(step), style)))
+        if step.get("candidates"):
+            console.print(_candidates(step["candidates"]))
 
 
 def _step(step: dict[str, Any]) -> str:
-    what = step["what"]
-    if what == "started":
-        return f"sent to {step['instance_id']}"
-    if what == "queued":
-        return "no instance could keep the promise at once; it waits"
-    if what == "late":
-        return "not even an idle instance could keep the promise any more; behind all that can still be saved"
-    if what == "refused":
-        return f"refused: {step['reason']}, come back in {_time(step['retry_after_s'])}"
-    if what == "failed":
-        return f"{step['instance_id']} failed: {step['reason']}"
-    if what == "degraded":
-        return f"goes on as {step['reason']}"
-    return "its client left" if what == "gone" else str(what)
+    what, reason = step["what"], REASONS.get(step.get("reason", ""), step.get("reason", ""))
+    match what:
+        case "started":
+            return f"sent to {step['instance_id']}, out of:" if step.get("candidates") else f"sent to {step['instance_id']}"
+        case "queued":
+            return "waits: no slot that would keep the promise was free"
+        case "late":
+            return "late: not even an idle instance could keep the promise now; it goes behind all that can still be saved"
+        case "held":
+            return "held back for a moment to form a batch"
+        case "refused":
+            return f"refused: {reason}; it was told to come back in {_time(step['retry_after_s'])}"
+        case "failed":
+            return f"failed at {step['instance_id']}: {reason}"
+        case "degraded":
+            return f"goes on as {step['reason']}"
+        case "gone":
+            return "its client left"
+        case "finished":
+            return _got(step["got"], reason)
+    return str(what)
+
+
+def _got(got: dict[str, Any], reason: str) -> str:
+    figures = []
+    if "ttft_s" in got:
+        figures.append(f"first token in {_time(got['ttft_s'])}")
+    if "tpot_s" in got:
+        figures.append(f"{_time(got['tpot_s'])} a token")
+    if "e2e_s" in got:
+        figures.append(f"the end in {_time(got['e2e_s'])}")
+    if got["output_tokens"]:
+        figures.append(f"{got['output_tokens']} tokens")
+    got_it = f": {', '.join(figures)}" if figures else ""
+    return f"complete{got_it}" if got["result"] == "completed" else f"ended as {got['result']} ({reason or got['status']}){got_it}"
+
+
+def _candidates(candidates: list[dict[str, Any]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("           instance", no_wrap=True)
+    made.add_column("tier", no_wrap=True)
+    for name in ("in flight", "first token", "a token", "the end"):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("would miss", no_wrap=True)
+    for one in candidates:
+        predicted = one["predicted"]
+        made.add_row(
+            Text(f"        {'->' if one['chosen'] else '  '} {one['instance_id']}"),
+            one["tier"],
+            str(one["in_flight"]),
+            *(_time(predicted[name]) for name in ("ttft_s", "itl_s", "e2e_s")),
+            Text(one["would_miss"].upper(), "red"),
+            style="bold" if one["chosen"] else "",
+        )
+    return made
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f} ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
