@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -23,9 +24,10 @@ from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.points import otlp_name, resource
 from gateway.telemetry.spans import Spans
 from tests.admin.conftest import Operator
-from tests.conftest import closed_port, until
+from tests.conftest import MODEL, Place, Script, ScriptedEngine, chat, closed_port, json_answer, until, whole
 from tests.measure.conftest import completed, placed
 
+POOL = {"tier": "premium", "gpu": "H100", "model": MODEL}
 TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -320,3 +322,39 @@ def test_opentelemetry_is_imported_only_when_it_is_asked_for() -> None:
         "sys.exit(any(name.split('.')[0] == 'opentelemetry' for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_running_gateway_tells_its_collector_what_it_served(collector: Collector, place: Place) -> None:
+    engine = place.engine()
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "20"}
+    gateway = place.gateway(place.config({"premium": POOL | {"instances": [engine.url]}}), env=environ)
+    headers = {"traceparent": TRACEPARENT.decode(), "x-slo-use-case": "chatbot"}
+    secret = "swordfish-seventeen"
+    body = chat(True, messages=[{"role": "user", "content": secret}])
+    answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=30.0)
+    assert answer.status_code == 200
+    [span] = until(collector.spans, what="a span")
+    assert span.trace_id.hex() == TRACEPARENT.split(b"-")[1].decode()
+    assert attributes(span)["slo_gateway.request_id"] == answer.headers["x-request-id"]
+    gateway.stop()
+    [ttft] = collector.points()["slo_gateway.ttft"].histogram.data_points
+    assert ttft.count == 1
+    assert not any(secret.encode() in request.SerializeToString() for request in (*collector.traces, *collector.metrics))
+
+
+def test_an_engine_gets_the_gateways_span_as_its_parent(
+    collector: Collector, place: Place, scripted: Callable[[Script], ScriptedEngine]
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer(whole()))
+        await writer.drain()
+
+    engine = scripted(answer)
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "20"}
+    gateway = place.gateway(place.config({"premium": POOL | {"instances": [engine.url]}}), env=environ)
+    headers = {"traceparent": TRACEPARENT.decode()}
+    assert httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(), headers=headers, timeout=30.0).status_code == 200
+    [span] = until(collector.spans, what="a span")
+    [request] = [request for request in engine.requests if b"traceparent" in request]
+    sent = next(line for line in request.split(b"\r\n") if line.startswith(b"traceparent: "))
+    assert sent == b"traceparent: 00-%b-%b-01" % (span.trace_id.hex().encode(), span.span_id.hex().encode())
