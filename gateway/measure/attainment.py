@@ -61,6 +61,14 @@ class Cell:
         self._closed.append(closed)
         return closed
 
+    def change_edges(self, edges: TallyEdges) -> None:
+        """Count exactly at other targets from now on."""
+        self.fold()
+        for name in ("now", "_total"):
+            moved = Tally(edges)
+            moved.merge(getattr(self, name))
+            setattr(self, name, moved)
+
     def fold(self) -> None:
         """Add what was closed to the total. Without it closed tallies would gather for as long as nobody asks."""
         for closed in self._closed:
@@ -208,6 +216,15 @@ class Attainment:
         if found is None:
             found = self.tenants[tenant] = Counts()
         return found
+
+    def change_edges(self, edges: TallyEdges) -> None:
+        """The targets have changed: count exactly at these from now on. What was counted stays, at new edges to a bucket's width."""
+        if edges.key == self.edges.key:
+            return
+        self.edges = edges
+        self.windows.change_edges(edges)
+        for cell in self.cells.values():
+            cell.change_edges(edges)
 
     def tick(self, now_s: float) -> None:
         """Close the windows that are over and pack a share of what was closed. Call it about once a second."""

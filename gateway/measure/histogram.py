@@ -150,20 +150,26 @@ class Histogram:
         return 2.0 * lower * upper / (lower + upper)
 
     def merge(self, other: Histogram) -> None:
-        """Add another's counts. With other edges than ours (a reload changed the targets) our exact counts take the other's share
-        from its buckets."""
-        self._merge(other.counts, other.below if other.edges.key == self.edges.key else None, other.zeros, other.sum_s)
+        """Add another's counts. Where it has other edges than ours (a reload changed the targets) those that both have stay exact, and
+        the rest of our exact counts take the other's share from its buckets."""
+        if other.edges.key == self.edges.key:
+            self._merge(other.counts, other.below, other.zeros, other.sum_s)
+            return
+        exact = dict(zip(other.edges.values_s, other.below, strict=True))
+        rough = self._rough(other.counts)
+        below = [exact.get(edge, share) for edge, share in zip(self.edges.values_s, rough, strict=True)]
+        self._merge(other.counts, below, other.zeros, other.sum_s)
 
-    def _merge(self, counts: dict[int, int], below: Iterable[int] | None, zeros: int, sum_s: float) -> None:
+    def _rough(self, counts: dict[int, int]) -> list[int]:
+        """For every edge, what lies in its bucket and not above it, as far as buckets can tell."""
+        edges = self.edges
+        return [counts.get(at, 0) if middle_s(at) <= edge else 0 for edge, at in zip(edges.values_s, edges.buckets, strict=True)]
+
+    def _merge(self, counts: dict[int, int], below: Iterable[int], zeros: int, sum_s: float) -> None:
         own = self.counts
         for bucket, count in counts.items():
             own[bucket] = own.get(bucket, 0) + count
-        if below is None:
-            for bucket, edges in self.inside.items():
-                for edge, position in edges:
-                    self.below[position] += counts.get(bucket, 0) if middle_s(bucket) <= edge else 0
-        else:
-            self.below = [mine + theirs for mine, theirs in zip(self.below, below, strict=True)]
+        self.below = [mine + theirs for mine, theirs in zip(self.below, below, strict=True)]
         self.zeros += zeros
         self.sum_s += sum_s
 
@@ -196,5 +202,6 @@ class Histogram:
         counts.frombytes(data[at + 2 * n_buckets : at + 6 * n_buckets])
         below.frombytes(data[at + 6 * n_buckets : end])
         same = key == self.edges.key and n_edges == len(self.below)
-        self._merge(dict(zip(buckets, counts, strict=True)), below if same else None, zeros, sum_s)
+        by_bucket = dict(zip(buckets, counts, strict=True))
+        self._merge(by_bucket, below if same else self._rough(by_bucket), zeros, sum_s)
         return int(end)

@@ -41,6 +41,11 @@ class TallyEdges:
     e2e: Edges
     queue: Edges
 
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Equal for equal edges."""
+        return (self.ttft.key, self.itl.key, self.tpot.key, self.e2e.key, self.queue.key)
+
 
 class Counts:
     """Counters of requests and tokens. `refused` and `failed` are by reason."""

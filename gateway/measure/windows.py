@@ -85,6 +85,11 @@ class Windows:
             self._minute = Window(now_s, _next_boundary(now_s, LONG_S))
         self._share = -(-len(self._to_pack) // TICKS_TO_PACK)
 
+    def change_edges(self, edges: TallyEdges) -> None:
+        """Answers from now on have these."""
+        self.edges = edges
+        self._answers.clear()
+
     def work(self) -> None:
         """Pack a share of what was closed."""
         for _ in range(min(self._share, len(self._to_pack))):

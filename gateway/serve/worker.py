@@ -123,6 +123,7 @@ class Worker:
             changed.append("policy takes effect at the next start")
         self.loaded = loaded
         self.live.settings_changed(core_settings(new, loaded.catalog))
+        self.attainment.change_edges(tally_edges(self._every_target()))
         self._configure()
         return changed
 

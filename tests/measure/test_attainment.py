@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.flow import FailReason, Outcome, RefuseReason, Result
 from gateway.measure.attainment import MAX_CELLS, MAX_TENANTS, OTHER_TENANTS, Attainment, judge, tally_edges
+from gateway.measure.stopwatch import Stopwatch
 from gateway.measure.tally import COUNTERS, Counts, Tally
 from gateway.measure.windows import Merged
 from tests.measure.conftest import CHAT, START_S, SUMMARY, completed, placed, ticked, waiting
@@ -247,3 +250,27 @@ def test_bytes_that_are_no_tally_are_refused() -> None:
     for data in (b"", packed[:-1], b"\x93" + packed[1:], b"nonsense"):
         with pytest.raises(ValueError):
             Tally(tally_edges([CHAT])).merge_packed(data)
+
+
+def test_changed_targets_lose_nothing_and_are_exact_from_then_on(attainment: Attainment) -> None:
+    ticked(attainment, START_S, START_S + 95, lambda now_s: attainment.observe(placed(), completed(ttft_s=0.15), now_s))
+    [cell] = attainment.cells.values()
+    tighter = replace(CHAT, ttft_s=0.1234)
+    attainment.change_edges(tally_edges([CHAT, tighter]))
+    for ttft_s in (0.1233, 0.1234, 0.1235):
+        attainment.observe(placed(targets=tighter), completed(ttft_s=ttft_s), START_S + 95)
+    for histogram in (cell.total().ttft, *(tally.ttft for tally in attainment.merged(START_S + 96, 300.0).cells.values())):
+        assert histogram.count == 98
+        assert histogram.within(0.1234) == 2
+    assert cell.total().ttft.within(0.15) == 98  # an edge that stays is exact all along
+    assert cell.total().completed == 98
+
+
+def test_a_stream_goes_on_counting_when_targets_change_in_the_middle(attainment: Attainment) -> None:
+    cell = attainment.cell(waiting(), "premium")
+    watch = Stopwatch(cell, 0.025)
+    for step in range(6):
+        if step == 3:
+            attainment.change_edges(tally_edges([SUMMARY]))
+        watch.delta(10.0 + step * 0.02)
+    assert cell.total().itl.count == 5

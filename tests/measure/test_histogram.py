@@ -145,3 +145,10 @@ def test_a_copy_goes_its_own_way() -> None:
 def test_an_edge_outside_the_range_is_refused() -> None:
     with pytest.raises(ValueError, match="an edge must lie between"):
         Edges((0.0, 1.0))
+
+
+@given(st.lists(durations, max_size=60), st.lists(durations, max_size=60))
+def test_an_edge_that_both_have_stays_exact_whatever_the_others_are(first: list[float], second: list[float]) -> None:
+    ours, theirs = of(first, Edges((0.15, 0.1501))), of(second, Edges((0.1499, 0.15)))
+    ours.merge(theirs)
+    assert ours.within(0.15) == sum(value <= 0.15 for value in (*first, *second))
