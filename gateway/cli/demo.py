@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MODEL = "llama-8b"
 # pool, tier, GPU, configuration, instances: a small mixed fleet, its cheap cards most of it.
-POOLS = (("premium", "H100", "", 1), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))
+POOLS = (("premium", "H100", "", 2), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))
 START_S = 15.0
 UNREACHABLE, INTERRUPTED = 3, 130
 
@@ -58,7 +58,7 @@ def command(for_: str, rate: float, port: int, as_json: bool) -> None:
         children: list[subprocess.Popen[bytes]] = []
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            with console.status("starting five simulated engines and the gateway"):
+            with console.status("starting six simulated engines and the gateway"):
                 addresses = _engines(children, Path(folder))
                 address, admin = _gateway(children, Path(folder), addresses, port)
             status = _drive(console, address, admin, rate, for_s, as_json)

@@ -15,7 +15,6 @@ from gateway.core.enforce import Controller
 from gateway.core.fleet import Fleet, Instance
 from gateway.core.flow import (
     Action,
-    Cancel,
     ClassPolicy,
     CoreSettings,
     Degrade,
@@ -32,14 +31,13 @@ from gateway.core.flow import (
     Tag,
     Ticket,
 )
+from gateway.core.forming import held_until_s
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
 from gateway.core.trail import Step, Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
 LOOK_AHEAD = 3
-# A start that could be held to form a batch is held for at most this share of the time it can spare.
-HOLD_RATIO = 0.25
 NO_CAPACITY_RETRY_S = 2.0
 TTFT_SHARE_OF_E2E = 0.25  # of a caller that does not stream: prefill is part of what it waits for
 
@@ -416,7 +414,11 @@ class Core:
         ticket.placement = placement
         self.trails.started(placement, self.fleet.considered, now_s)
         self.fleet.take(instance, placement)
-        if holds and spec.batch_window_s > 0.0 and not self._observes and self._holds(placement, instance, now_s):
+        until_s = held_until_s(placement, instance, now_s) if holds and spec.batch_window_s > 0.0 and not self._observes else 0.0
+        if until_s:
+            placement.held_until_s = until_s
+            instance.forming.append(placement)
+            instance.forming_until_s = min(instance.forming_until_s, until_s)
             self._forming += 1
             return
         self._go(placement, instance, now_s, actions)
@@ -429,21 +431,6 @@ class Core:
             self.predictor.started(placement, instance, now_s)
         actions.append(Start(placement))
 
-    def _holds(self, placement: Placement, instance: Instance, now_s: float) -> bool:
-        """May this start wait for others, so that they form a batch? Never past what its promise can spare."""
-        spec, ticket = instance.spec, placement.ticket
-        if instance.in_flight >= spec.batch_min or ticket.late:
-            return False
-        predicted_s = placement.prediction.ttft_s if placement.prediction is not None else 0.0
-        spare_s = ticket.ttft_deadline_at_s - now_s - predicted_s
-        held_s = min(spec.batch_window_s, spare_s * HOLD_RATIO)
-        if held_s < 0.001:
-            return False
-        placement.held_until_s = now_s + held_s
-        instance.forming.append(placement)
-        instance.forming_until_s = min(instance.forming_until_s, placement.held_until_s)
-        return True
-
     def _release(self, instance: Instance, now_s: float, actions: list[Action]) -> None:
         """The batch starts."""
         forming, instance.forming = instance.forming, []
@@ -455,6 +442,3 @@ class Core:
 
     def _least_loaded(self, ticket: Ticket) -> Instance | None:
         return min(self.fleet.instances(ticket), key=lambda i: i.saturation_ratio, default=None)
-
-
-__all__ = ["Cancel", "Core"]

@@ -116,7 +116,9 @@ class Report:
             caption="   ".join(part for part in ("" if wide else shares, caption) if part) or None,
             header_style="bold",
             box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
             pad_edge=False,
+            show_edge=False,
         )
         left = ("use case", "class", "pools")
         names = ["use case", *(["class"] if wide else []), "offered", "attained", "TTFT p95", "ITL p95", "E2E p95"]

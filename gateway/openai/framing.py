@@ -193,6 +193,18 @@ class ChunkedBody:
         """The content in `data`. FramingError when it is not a chunked body."""
         parts: list[bytes] = []
         at, end = 0, len(data)
+        if self._state == self._SIZE_LINE and not self._line:
+            # Whole chunks, one after the other: a burst of a stream's events.
+            while True:
+                line_end = data.find(b"\r\n", at, at + 17)
+                if line_end <= at or _SIZE.fullmatch(data, at, line_end) is None:
+                    break
+                size = int(data[at:line_end], 16)
+                close = line_end + 2 + size
+                if not size or data[close : close + 2] != b"\r\n":
+                    break
+                parts.append(data[line_end + 2 : close])
+                at = close + 2
         while at < end:
             state = self._state
             if state == self._DATA:

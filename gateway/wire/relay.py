@@ -12,12 +12,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway.core.flow import FailReason, Outcome, Placement, Result
-from gateway.measure.stopwatch import Stopwatch
+from gateway.measure.stopwatch import Stopwatch, outcome_of
 from gateway.openai import errors
 from gateway.openai.errors import ApiError
 from gateway.openai.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
 from gateway.openai.sse import Reader, usage_of
 from gateway.wire.answers import EVENT_STREAM, JSON, WAIT_COMMENT
+from gateway.wire.deadlines import Deadlines
 
 if TYPE_CHECKING:
     from gateway.wire.exchange import Exchange
@@ -34,34 +35,10 @@ class Relay:
     """Made for one placement. Ends by telling its exchange once: `completed`, `failed`, or neither after `abandon`."""
 
     __slots__ = (
-        "_body",
-        "_body_left",
-        "_coalesced",
-        "_connection",
-        "_ended",
-        "_exchange",
-        "_fresh",
-        "_head",
-        "_head_data",
-        "_held",
-        "_held_bytes",
-        "_measures",
-        "_paused",
-        "_plain",
-        "_reader",
-        "_spilled",
-        "_started",
-        "_upstream",
-        "_watch",
-        "_with_usage",
-        "first_token_due_at_s",
-        "head_due_at_s",
-        "held_back",
-        "placement",
-        "request_due_at_s",
-        "stall_s",
-        "upstream_status",
-    )
+        "_body", "_body_left", "_coalesced", "_connection", "_ended", "_exchange", "_fresh", "_head", "_head_data", "_held", "_held_bytes",
+        "_measures", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch", "_with_usage", "deadlines", "held_back",
+        "placement", "upstream_status",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, placement: Placement, upstream: Upstream, watch: Stopwatch) -> None:
         self.placement = placement
@@ -69,30 +46,24 @@ class Relay:
         self._upstream = upstream
         self._watch = watch
         self._connection: EngineConnection | None = None
-        self._head: AnswerHead | None = None
-        self._head_data = b""
-        self._body: ChunkedBody | None = None
-        self._body_left = 0
-        self._reader: Reader | None = None
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._reset()
         self._started = False  # the head has gone to the client
         self._spilled = False  # a whole answer that turned out too large to look through
         self._measures = False  # the first content has been seen
         self._plain = exchange.head.http_1_0  # no chunks for the client: the end of the connection ends the answer
-        self._paused = False
-        self._coalesced = False
-        self._ended = False
+        self._paused = self._coalesced = self._ended = self._with_usage = False
         self._fresh = False  # the connection was opened for this request
-        self._with_usage = False
         self.held_back = False  # waits for the coalescer's next tick
         self.upstream_status = 0
-        timeouts, targets = exchange.front.timeouts, placement.ticket.tag.targets
-        arrived_at_s = placement.ticket.request.arrived_at_s
-        self.first_token_due_at_s = placement.started_at_s + max(timeouts.first_token_factor * targets.ttft_s, timeouts.first_token_min_s)
-        self.request_due_at_s = max(arrived_at_s + timeouts.request_factor * targets.e2e_s, self.first_token_due_at_s)
-        self.stall_s = max(timeouts.stall_factor * targets.itl_s, timeouts.stall_min_s)
-        self.head_due_at_s = arrived_at_s + timeouts.head_hold_s
+        self.deadlines = Deadlines(placement, exchange.front.timeouts)
+
+    def _reset(self) -> None:
+        self._head: AnswerHead | None = None
+        self._body: ChunkedBody | None = None
+        self._reader: Reader | None = None
+        self._head_data = b""
+        self._held: list[bytes] = []
+        self._body_left = self._held_bytes = 0
 
     # ---- sending
 
@@ -204,9 +175,8 @@ class Relay:
             self._body_left = head.length
         streams = head.status == 200 and head.fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         if streams:
-            exchange = self._exchange
-            drops_usage = self._with_usage or exchange.body.include_usage is False
-            self._reader = Reader(exchange.endpoint, drops_usage, exchange.front.limits.sse_line_bytes)
+            drops_usage = self._with_usage or self._exchange.body.include_usage is False
+            self._reader = Reader(self._exchange.endpoint, drops_usage, self._exchange.front.limits.sse_line_bytes)
 
     def _content(self, content: bytes, done: bool) -> None:
         if self._reader is not None:
@@ -319,23 +289,17 @@ class Relay:
     def _refused_by_engine(self, body: bytes, clean: bool) -> None:
         """An error status. The caller's own mistakes are told; what another instance might do better is not."""
         status = self.upstream_status
-        upstream = self._upstream
-        assert self._head is not None
         if status == 400 and self._with_usage and b"stream_options" in body:
-            upstream.no_stream_options = True
+            self._upstream.no_stream_options = True
             self._again(clean)
             return
-        if status in (429, 503, 529):
-            said = self._head.fields.get(b"retry-after", b"1")
-            upstream.not_before_s = monotonic() + (min(float(said), 60.0) if said.isdigit() else 1.0)
         error = errors.from_engine(status, body)
         if self._started:  # the head was sent while waiting: the stream has to tell it
             self._fail(FailReason.ENGINE_ERROR, error)
             return
         self._release(clean)
         self._ended = True
-        caller_s_own = 400 <= status < 500 and status not in (401, 403, 407, 408, 429)
-        if caller_s_own:
+        if 400 <= status < 500 and status not in (401, 403, 407, 408, 429):  # the caller's own mistake
             outcome = self._outcome(None)
             outcome.result, outcome.fail_reason, outcome.status = Result.FAILED, FailReason.ENGINE_ERROR, error.status
             outcome.ttft_s = outcome.tpot_s = outcome.itl_p95_s = None
@@ -350,38 +314,13 @@ class Relay:
         if connection is not None:
             keep = clean and self._head is not None and self._head.keep_alive
             connection.give_back(monotonic()) if keep else connection.abort()
-        self._head, self._body, self._reader = None, None, None
-        self._head_data = b""
-        self._held.clear()
-        self._held_bytes = 0
+        self._reset()
         self.start()
 
     # ---- the end
 
     def _outcome(self, usage: dict[str, int] | None) -> Outcome:
-        now_s = monotonic()
-        placement, watch = self.placement, self._watch
-        request = placement.ticket.request
-        prompt_tokens, cached_tokens, output_tokens = request.prompt_tokens, 0, watch.deltas
-        estimated = True
-        if usage:
-            prompt_tokens = usage.get("prompt_tokens", prompt_tokens)
-            cached_tokens = usage.get("cached_tokens", 0)
-            output_tokens = usage.get("output_tokens", output_tokens)
-            estimated = False
-        streamed = request.stream and watch.deltas > 0
-        return Outcome(
-            result=Result.COMPLETED,
-            queue_s=placement.started_at_s - request.arrived_at_s,
-            ttft_s=watch.first_at_s - request.arrived_at_s if streamed else None,
-            tpot_s=watch.tpot_s(output_tokens) if streamed else None,
-            itl_p95_s=watch.itl_p95_s() if streamed else None,
-            e2e_s=now_s - request.arrived_at_s,
-            prompt_tokens=prompt_tokens,
-            cached_tokens=cached_tokens,
-            output_tokens=output_tokens,
-            tokens_estimated=estimated,
-        )
+        return outcome_of(self.placement, self._watch, usage, monotonic())
 
     def _complete(self, outcome: Outcome, keep: bool) -> None:
         self._ended = True
@@ -406,7 +345,7 @@ class Relay:
             self._write(errors.event(error, self._exchange.endpoint))
             if not self._plain:
                 self._exchange.write(LAST_CHUNK)
-        outcome = self._outcome(self._reader.usage if self._reader is not None else None)
+        outcome = self._outcome(self._reader and self._reader.usage)
         outcome.result, outcome.fail_reason = Result.FAILED, reason
         self._exchange.attempt_failed(reason, error, may_retry=False, outcome=outcome, begun=True)
 
@@ -450,7 +389,7 @@ class Relay:
 
     def gone_outcome(self) -> Outcome:
         """What a client had got when it left."""
-        outcome = self._outcome(self._reader.usage if self._reader is not None else None)
+        outcome = self._outcome(self._reader and self._reader.usage)
         outcome.result, outcome.status = Result.CLIENT_GONE, 499
         return outcome
 
@@ -479,12 +418,9 @@ class Relay:
         connection = self._connection
         if self.held_back or connection is None:
             return
-        watch = self._watch
-        if watch.deltas > 8:
-            gap_s = (watch.last_at_s - watch.first_at_s) / (watch.deltas - 1)
-            if gap_s > 0.8 * self.placement.ticket.tag.targets.itl_s:
-                self._coalesced = False  # its gaps are near their target: no part of them is ours to spend
-                return
+        if self._watch.mean_gap_s() > 0.8 * self.placement.ticket.tag.targets.itl_s:
+            self._coalesced = False  # its gaps are near their target: no part of them is ours to spend
+            return
         self.held_back = True
         if not self._paused:
             connection.transport.pause_reading()
@@ -501,20 +437,20 @@ class Relay:
         """Asked a few times a second: is anything overdue?"""
         if self._ended:
             return
-        if now_s > self.request_due_at_s:
+        if now_s > self.deadlines.request_at_s:
             self._fail(FailReason.DEADLINE)
         elif self._measures:
-            if now_s - self._watch.last_at_s > self.stall_s and not self._paused:
+            if now_s - self._watch.last_at_s > self.deadlines.stall_s and not self._paused:
                 self._fail(FailReason.STALLED)
-        elif now_s > self.first_token_due_at_s:
+        elif now_s > self.deadlines.first_token_at_s:
             if self._started or self._exchange.could_move(self.placement):
                 self._fail(FailReason.FIRST_TOKEN_TIMEOUT)
             else:
-                self.first_token_due_at_s = inf  # the last candidate is never cut; the request's own deadline stays
-        elif now_s > self.head_due_at_s and not self._started and self._exchange.body.stream:
+                self.deadlines.first_token_at_s = inf  # the last candidate is never cut; the request's own deadline stays
+        elif now_s > self.deadlines.head_at_s and not self._started and self._exchange.body.stream:
             # Proxies in between give up on silence. From here on a failure can only be told inside the stream.
             self.upstream_status = self.upstream_status or 200
             if self._reader is not None or self._head is None:
                 self._start(EVENT_STREAM)
                 self._write(WAIT_COMMENT)
-            self.head_due_at_s = inf
+            self.deadlines.head_at_s = inf

@@ -107,7 +107,6 @@ class Upstream:
         self.open_count = 0
         self.no_stream_options = False  # it answered 400 to `stream_options`, and is not asked again
         self.failures = 0  # in a row, to connect or to answer
-        self.not_before_s = 0.0  # it asked to be left alone until then (429 or 503 with Retry-After)
         self._loop = loop
         self._address = self.host if _is_ip(self.host) else ""
         self._opening: set[asyncio.Task[None]] = set()

@@ -1,0 +1,24 @@
+"""Holding a start back a little, so that several start together and the engine prefills them as one batch.
+
+Only where the configuration gives a window (cost tiers), and only out of time that the promise can spare.
+"""
+
+from __future__ import annotations
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import Placement
+
+# A start is held for at most this share of the time it can spare: predictions err, and the rest is theirs.
+HOLD_RATIO = 0.25
+SHORTEST_S = 0.001
+
+
+def held_until_s(placement: Placement, instance: Instance, now_s: float) -> float:
+    """Until when this start may wait for others; 0 = it starts now. The instance has already counted it."""
+    spec, ticket = instance.spec, placement.ticket
+    if instance.in_flight >= spec.batch_min or ticket.late:
+        return 0.0
+    predicted_s = placement.prediction.ttft_s if placement.prediction is not None else 0.0
+    spare_s = ticket.ttft_deadline_at_s - now_s - predicted_s
+    held_s = min(spec.batch_window_s, spare_s * HOLD_RATIO)
+    return now_s + held_s if held_s >= SHORTEST_S else 0.0

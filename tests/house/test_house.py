@@ -1,0 +1,52 @@
+"""How the house is built: what would rot if nobody looked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "gateway").rglob("*.py"))
+
+
+def test_no_module_needs_scrolling_without_end() -> None:
+    assert not [str(path) for path in MODULES if len(path.read_text().splitlines()) > 450]
+
+
+def test_a_module_opens_with_what_it_is_for() -> None:
+    silent = [path for path in MODULES if path.read_text().strip() and not path.read_text().startswith('"""')]
+    assert not silent
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    assert not [path for path in MODULES if path.stem in ("utils", "helpers", "manager", "base", "common")]
+
+
+def test_wall_time_and_chance_stay_out_of_the_decisions() -> None:
+    pure = ("core", "policies", "predict", "measure", "openai")
+    pattern = re.compile(r"^(?:import|from) (?:time|random|asyncio|socket|threading|datetime)\b", re.MULTILINE)
+    assert not [path for room in pure for path in (ROOT / "gateway" / room).glob("*.py") if pattern.search(path.read_text())]
+
+
+def test_nothing_dangerous_is_called() -> None:
+    pattern = re.compile(r"\b(?:eval|exec|pickle\.loads?|yaml\.load|os\.system)\(")
+    assert not [path for path in MODULES if pattern.search(path.read_text())]
+
+
+def test_help_and_check_load_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom gateway.cli.main import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\nassert CliRunner().invoke(main, ['check']).exit_code == 0\n"
+        "print([name for name in ('opentelemetry', 'httpx', 'redis', 'numpy', 'uvicorn') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_requirements_are_hashed_and_record_no_address() -> None:
+    for name in ("run", "dev"):
+        text = (ROOT / "requirements" / f"{name}.txt").read_text()
+        assert "--hash=sha256:" in text
+        assert "http" not in re.sub(r"httptools|httpx[^ ]*|httpcore|proto-http|httplib|-http\b", "", text).replace("googleapis", "")
