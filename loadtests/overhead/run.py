@@ -1,10 +1,10 @@
-"""What the gateway itself costs: CPU time per request, per stream and per chunk, beside nginx, windows in turn, one run.
+"""What a gateway itself costs: its CPU time per request and per streamed chunk, slo-gateway beside nginx, in one interleaved run.
 
-CPU is utime + stime of the process tree over exact windows, so that it hardly moves with what else the machine does; still, compare only
-figures of one run. Core 0 is the gateway's, core 1 carries the fake engine and the load. Needs Linux and two cores; without nginx its
-column is left out.
+    python loadtests/overhead/run.py                  about two minutes
+    python loadtests/overhead/run.py --only slo-gateway --repeat 1 --json
 
-    python loadtests/overhead/run.py [--seconds 3] [--rounds 3] [--json]
+CPU time hardly moves with what else the machine does; latencies on a shared machine would. The gateway gets core 0 for itself, both far
+ends share core 1. nginx is left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -21,198 +21,201 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-CHUNKS = 64
-PROMPTS = {"json_2k": 2_000, "json_40k": 40_000, "json_1m": 1_000_000}
-ANSWER = json.dumps(
-    {
-        "id": "c", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 40}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 500, "completion_tokens": 40, "total_tokens": 540},
-    }
-).encode()  # fmt: skip
-EVENT = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
+import uvloop
+from far_ends import EngineEnd, Load, Pace
+
+NGINX = """worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.err;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off;
+  client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+  upstream engine {{ server 127.0.0.1:{engine}; keepalive 2048; keepalive_requests 100000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096; keepalive_requests 100000000;
+    location / {{
+      proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffering off; client_max_body_size 50m; client_body_buffer_size 4m;
+    }}
+  }}
+}}
+"""
+GATEWAYS = ("nginx", "slo-gateway")
 
 
-class FakeEngine(asyncio.Protocol):
-    """Answers at once: JSON, or a burst of 64 events."""
+@dataclass(frozen=True)
+class Case:
+    """One kind of load, and what its cost is divided by."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport, self.data, self.need = transport, bytearray(), -1
+    name: str
+    connections: int
+    stream: bool
+    prompt_bytes: int
 
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        while True:
-            if self.need < 0:
-                end = self.data.find(b"\r\n\r\n")
-                if end < 0:
-                    return
-                head = bytes(self.data[:end]).lower()
-                at = head.find(b"content-length:")
-                self.need = end + 4 + (int(head[at + 15 :].split(b"\r\n")[0]) if at >= 0 else 0)
-            if len(self.data) < self.need:
-                return
-            streams = b'"stream":true' in self.data[: self.need] or b'"stream": true' in self.data[: self.need]
-            del self.data[: self.need]
-            self.need = -1
-            if streams:
-                chunk = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
-                head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-                self.transport.write(head + chunk * CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-            else:
-                self.transport.write(
-                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
-                )
+    @property
+    def unit(self) -> str:
+        return "chunk" if self.stream else "request"
+
+
+CASES = (
+    Case("json 2 kB", 32, False, 2_000),
+    Case("json 40 kB", 8, False, 40_000),
+    Case("100 streams, 10 ms", 100, True, 2_000),
+    Case("300 streams, 10 ms", 300, True, 2_000),
+)
 
 
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        port: int = sock.getsockname()[1]
+        return port
 
 
-def engine_process(port: int) -> int:
-    pid = os.fork()
-    if pid == 0:
-        os.sched_setaffinity(0, {1 % os.cpu_count()})
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-        async def serve() -> None:
-            server = await asyncio.get_running_loop().create_server(FakeEngine, "127.0.0.1", port, backlog=1024)
-            await server.serve_forever()
-
-        import uvloop
-
-        uvloop.run(serve())
-        os._exit(0)
-    return pid
-
-
-async def load(port: int, body: bytes, seconds: float, connections: int) -> int:
-    """A closed loop; how many answers came."""
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
-        len(body),
-        body,
-    )
-    end_s = time.monotonic() + seconds
-    done = 0
-
-    async def one() -> None:
-        nonlocal done
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        while time.monotonic() < end_s:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(f"not a good answer: {head[:200]!r}")
-            at = head.lower().find(b"content-length:")
-            if at >= 0:
-                await reader.readexactly(int(head[at + 15 :].split(b"\r\n")[0]))
-            else:
-                await reader.readuntil(b"0\r\n\r\n")
-            done += 1
-        writer.close()
-
-    await asyncio.gather(*(one() for _ in range(connections)))
-    return done
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        children += map(int, (task / "children").read_text().split())
+    return [pid, *(below for child in children for below in tree(child))]
 
 
 def cpu_s(pid: int) -> float:
-    """Of a process and its children."""
-    total = 0.0
-    tick = os.sysconf("SC_CLK_TCK")
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(entry.name) == pid or int(fields[1]) == pid:
-                total += (int(fields[11]) + int(fields[12])) / tick
-    return total
+    """User and system time so far."""
+    ticks = 0
+    for one in tree(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rss_mb(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def start(name: str, port: int, upstream: int, folder: Path) -> subprocess.Popen[bytes]:
+def command(name: str, folder: Path, port: int, engine: int) -> list[str]:
+    """How a gateway is started."""
     if name == "nginx":
-        (folder / "nginx.conf").write_text(
-            f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;\n"
-            "events { worker_connections 4096; }\n"
-            "http { access_log off; client_body_buffer_size 2m; client_max_body_size 8m; proxy_buffering off;\n"
-            f"client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
-            f"upstream e {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 1000000; }}\n"
-            f"server {{ listen 127.0.0.1:{port}; keepalive_requests 1000000;\n"
-            'location / { proxy_pass http://e; proxy_http_version 1.1; proxy_set_header connection ""; } } }\n'
-        )
-        command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    else:
-        pool = f"premium:H100:limit=20000=http://127.0.0.1:{upstream}"
-        command = [sys.executable, "-m", "gateway", "serve", "--port", str(port), "--admin-port", "0", "--model", "m", "--pool", pool]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.sched_setaffinity(child.pid, {0})
-    for _ in range(400):
+        file = folder / "nginx.conf"
+        file.write_text(NGINX.format(dir=folder, port=port, engine=engine))
+        return ["nginx", "-c", str(file)]
+    settings = {
+        # `observe`: an engine of no GPU's speed would be refused work; the walk is the same.
+        "mode": "observe",
+        "listen": {"port": port},
+        "admin": {"port": 0},
+        "models": [{"name": "m"}],
+        "pools": {
+            "premium": {
+                "tier": "premium",
+                "gpu": "H100",
+                "model": "m",
+                "engine": "vllm",
+                "instances": [f"http://127.0.0.1:{engine}"],
+                "limit": {"start": 4096, "max": 4096, "pinned": True},
+            }
+        },
+        "limits": {"connections_per_ip": 4096},
+    }
+    file = folder / "gateway.yaml"
+    file.write_text(json.dumps(settings))
+    return [sys.executable, "-m", "gateway", "serve", str(file)]
+
+
+async def listening(port: int, within_s: float = 15.0) -> None:
+    end_s = time.monotonic() + within_s
+    while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 0.1).close()
-            return child
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
         except OSError:
-            time.sleep(0.02)
-    raise SystemExit(f"{name} did not start")
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"nothing listens on port {port}") from None
+            await asyncio.sleep(0.05)
+
+
+async def measured(name: str, case: Case, engine: int, window_s: float) -> dict[str, float]:
+    """One gateway under one load, started for it and ended after it."""
+    with tempfile.TemporaryDirectory(prefix="overhead-") as text:
+        folder, port = Path(text), free_port()
+        log = (folder / "log").open("wb")
+        arguments = command(name, folder, port, engine)
+        if shutil.which("taskset") and (os.cpu_count() or 1) > 1:
+            arguments = ["taskset", "-c", "0", *arguments]
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
+        try:
+            await listening(port)
+            load = Load(port, case.connections, case.stream, case.prompt_bytes)
+            await load.start()
+            await asyncio.sleep(2.0)
+            began_s, before_s = time.monotonic(), cpu_s(process.pid)
+            answered, chunks = load.answered, load.chunks
+            await asyncio.sleep(window_s)
+            spent_s, took_s = cpu_s(process.pid) - before_s, time.monotonic() - began_s
+            count = load.chunks - chunks if case.stream else load.answered - answered
+            load.stop()
+            if load.wrong or not count:
+                raise RuntimeError(
+                    f"{name}, {case.name}: {load.wrong} wrong answers, {count} good ones\n{(folder / 'log').read_text()[-2000:]}"
+                )
+            return {"us": spent_s / count * 1e6, "per_s": count / took_s, "core_ratio": spent_s / took_s}
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            log.close()
+
+
+async def run(names: list[str], cases: list[Case], repeat: int, window_s: float) -> list[dict[str, Any]]:
+    """Gateways take turns, so that a slower minute of the machine is everybody's."""
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, {1})
+    loop = asyncio.get_running_loop()
+    pace = Pace()
+    pacing = asyncio.ensure_future(pace.run())
+    server = await loop.create_server(lambda: EngineEnd(pace), "127.0.0.1", 0, backlog=4096)
+    engine = server.sockets[0].getsockname()[1]
+    rows = []
+    for case in cases:
+        got: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for turn in range(repeat):
+            for name in names:
+                print(f"{case.name}, {name}, {turn + 1} of {repeat}", file=sys.stderr)
+                got[name].append(await measured(name, case, engine, window_s))
+        for name, results in got.items():
+            middle = {key: statistics.median(one[key] for one in results) for key in ("us", "per_s", "core_ratio")}
+            spread = max(one["us"] for one in results) / min(one["us"] for one in results)
+            rows.append({"case": case.name, "unit": case.unit, "gateway": name, **middle, "spread": spread})
+    pacing.cancel()
+    server.close()
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    names = [name for name in ("nginx", "slo-gateway") if name != "nginx" or shutil.which("nginx")]
-    message = {"model": "m", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ""}]}
-    bodies = {}
-    for name, size in PROMPTS.items():
-        message["messages"][1]["content"] = "hello " * (size // 6)
-        bodies[name] = json.dumps(message).encode()
-    message["messages"][1]["content"] = "hello " * 300
-    bodies["burst_64"] = json.dumps(message | {"stream": True}).encode()
-    upstream = free_port()
-    engine = engine_process(upstream)
-    children: dict[str, subprocess.Popen[bytes]] = {}
-    ports: dict[str, int] = {}
-    seen: dict[tuple[str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name in names:
-                ports[name] = free_port()
-                children[name] = start(name, ports[name], upstream, Path(folder))
-            os.sched_setaffinity(0, {1 % os.cpu_count()})
-            idle_mb = rss_mb(children["slo-gateway"].pid)
-            for round_ in range(given.rounds + 1):
-                for what, body in bodies.items():
-                    for name in names:
-                        print(f"\rround {round_}/{given.rounds} {what} {name}      ", end="", file=sys.stderr, flush=True)
-                        before_s = cpu_s(children[name].pid)
-                        count = asyncio.run(load(ports[name], body, given.seconds if round_ else 0.5, 8 if len(body) > 10_000 else 32))
-                        if round_:  # the first one warms up
-                            seen.setdefault((what, name), []).append((cpu_s(children[name].pid) - before_s) / count * 1e6)
-            print(file=sys.stderr)
-        finally:
-            for child in children.values():
-                child.terminate()
-            os.kill(engine, signal.SIGKILL)
-            for child in children.values():
-                child.wait(10)
-    rows = {what: {name: statistics.median(seen[what, name]) for name in names} for what in bodies}
-    if given.json:
-        print(json.dumps({"cpu_us": rows, "idle_mb": idle_mb}))
+    parser.add_argument("--only", default="", help="gateways, with commas: nginx, slo-gateway")
+    parser.add_argument("--case", default="", help="only cases whose name holds this")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--window", type=float, default=4.0, help="seconds that are counted")
+    parser.add_argument("--json", action="store_true", help="rows as JSON")
+    said = parser.parse_args()
+    names = [name for name in (said.only.split(",") if said.only else GATEWAYS) if name != "nginx" or shutil.which("nginx")]
+    cases = [case for case in CASES if said.case in case.name]
+    rows = uvloop.run(run(names, cases, said.repeat, said.window))
+    if said.json:
+        print(json.dumps(rows, indent=1))
         return
-    print(f"{'CPU us each':<12}" + "".join(f"{name:>14}" for name in names) + ("         ratio" if len(names) > 1 else ""))
-    for what, row in rows.items():
-        ratio = f"{row['slo-gateway'] / row['nginx']:>13.1f}x" if "nginx" in row else ""
-        print(f"{what:<12}" + "".join(f"{row[name]:>14.0f}" for name in names) + ratio)
-    print(f"idle memory {idle_mb:.0f} MB")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="CPU of the gateway's own, median")
+    for column in ("load", "gateway", "us a", "", "per second", "core", "spread", "x nginx"):
+        table.add_column(column, justify="left" if column in ("load", "gateway", "") else "right")
+    nginx = {row["case"]: row["us"] for row in rows if row["gateway"] == "nginx"}
+    for row in rows:
+        beside = f"{row['us'] / nginx[row['case']]:.2f}" if row["case"] in nginx else "-"
+        figures = (f"{row['us']:.1f}", row["unit"], f"{row['per_s']:,.0f}", f"{row['core_ratio']:.0%}", f"{row['spread']:.2f}", beside)
+        table.add_row(row["case"], row["gateway"], *figures, end_section=row["gateway"] == names[-1])
+    Console().print(table)
 
 
 if __name__ == "__main__":
