@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from gateway.core.flow import FailReason, Outcome, Placement, Result
 from gateway.measure.stopwatch import Stopwatch, outcome_of
 from gateway.openai import errors
-from gateway.openai.errors import ApiError
 from gateway.openai.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
 from gateway.openai.sse import Reader, usage_of
 from gateway.wire.answers import EVENT_STREAM, JSON, WAIT_COMMENT
@@ -47,8 +46,7 @@ class Relay:
         self._watch = watch
         self._connection: EngineConnection | None = None
         self._reset()
-        self._started = False  # the head has gone to the client
-        self._spilled = False  # a whole answer that turned out too large to look through
+        self._started = self._spilled = False  # the head has gone to the client; a whole answer was too large to look through
         self._measures = False  # the first content has been seen
         self._plain = exchange.head.http_1_0  # no chunks for the client: the end of the connection ends the answer
         self._paused = self._coalesced = self._ended = self._with_usage = False
@@ -77,11 +75,10 @@ class Relay:
             self._upstream.open(self._opened)
 
     def _opened(self, connection: EngineConnection | None) -> None:
-        if self._ended:
-            if connection is not None:
-                connection.give_back(monotonic())
-        elif connection is None:
+        if connection is None:
             self._fail(FailReason.CONNECT)
+        elif self._ended:
+            connection.give_back(monotonic())
         else:
             self._send(connection)
 
@@ -89,8 +86,7 @@ class Relay:
         self._connection = connection
         connection.relay = self
         exchange, upstream = self._exchange, self._upstream
-        placement = self.placement
-        served = upstream.spec.served_model or placement.model
+        served = upstream.spec.served_model or self.placement.model
         asks_usage = exchange.body.include_usage is None and not upstream.no_stream_options
         self._with_usage = asks_usage and exchange.body.stream
         parts = exchange.body.for_engine(served if served != exchange.body.model else None, True if asks_usage else None)
@@ -328,7 +324,7 @@ class Relay:
         self._release(keep)
         self._exchange.attempt_completed(outcome)
 
-    def _fail(self, reason: FailReason, error: ApiError | None = None) -> None:
+    def _fail(self, reason: FailReason, error: errors.ApiError | None = None) -> None:
         if self._ended:
             return
         self._ended = True
@@ -345,7 +341,7 @@ class Relay:
             self._write(errors.event(error, self._exchange.endpoint))
             if not self._plain:
                 self._exchange.write(LAST_CHUNK)
-        outcome = self._outcome(self._reader and self._reader.usage)
+        outcome = self._outcome(self._reader.usage if self._reader else None)
         outcome.result, outcome.fail_reason = Result.FAILED, reason
         self._exchange.attempt_failed(reason, error, may_retry=False, outcome=outcome, begun=True)
 
@@ -389,7 +385,7 @@ class Relay:
 
     def gone_outcome(self) -> Outcome:
         """What a client had got when it left."""
-        outcome = self._outcome(self._reader and self._reader.usage)
+        outcome = self._outcome(self._reader.usage if self._reader else None)
         outcome.result, outcome.status = Result.CLIENT_GONE, 499
         return outcome
 
@@ -410,8 +406,7 @@ class Relay:
         """It reads again."""
         if self._paused:
             self._paused = False
-            if not self.held_back and self._connection is not None and not self._connection.transport.is_closing():
-                self._connection.transport.resume_reading()
+            self._read_on()
 
     def _hold_back(self) -> None:
         """A class that does not mind is read once a tick: several tokens then share one read and one write."""
@@ -430,8 +425,12 @@ class Relay:
         """The tick has come."""
         if self.held_back:
             self.held_back = False
-            if not self._paused and self._connection is not None and not self._connection.transport.is_closing():
-                self._connection.transport.resume_reading()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        connection = self._connection
+        if connection is not None and not (self._paused or self.held_back or connection.transport.is_closing()):
+            connection.transport.resume_reading()
 
     def due(self, now_s: float) -> None:
         """Asked a few times a second: is anything overdue?"""
@@ -450,7 +449,7 @@ class Relay:
         elif now_s > self.deadlines.head_at_s and not self._started and self._exchange.body.stream:
             # Proxies in between give up on silence. From here on a failure can only be told inside the stream.
             self.upstream_status = self.upstream_status or 200
+            self.deadlines.head_at_s = inf
             if self._reader is not None or self._head is None:
                 self._start(EVENT_STREAM)
                 self._write(WAIT_COMMENT)
-            self.deadlines.head_at_s = inf
