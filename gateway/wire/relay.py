@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from gateway.wire.exchange import Exchange
     from gateway.wire.upstream import EngineConnection, Upstream
 
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = MAX_ERROR_BYTES = 64 * 1024
 MAX_HELD_BYTES = 256 * 1024  # what an engine may send before its first content
-MAX_ERROR_BYTES = 64 * 1024
 # Whole answers up to this size are looked through before they go on; larger ones (many embeddings) pass as they come.
 MAX_WHOLE_BYTES = 1024 * 1024
 
@@ -102,8 +101,7 @@ class Relay:
     def received(self, data: bytes) -> None:
         """Bytes from the engine."""
         if self._measures:
-            # The steady state of a stream, for every chunk of it.
-            body, reader = self._body, self._reader
+            body, reader = self._body, self._reader  # the steady state of a stream, for every chunk of it
             if body is not None and reader is not None:
                 at = body.whole(data)
                 if at:
@@ -298,7 +296,6 @@ class Relay:
         if 400 <= status < 500 and status not in (401, 403, 407, 408, 429):  # the caller's own mistake
             outcome = self._outcome(None)
             outcome.result, outcome.fail_reason, outcome.status = Result.FAILED, FailReason.ENGINE_ERROR, error.status
-            outcome.ttft_s = outcome.tpot_s = outcome.itl_p95_s = None
             self._exchange.attempt_failed(FailReason.ENGINE_ERROR, error, may_retry=False, outcome=outcome)
         else:
             self._exchange.attempt_failed(FailReason.ENGINE_ERROR, error, may_retry=True)
@@ -336,7 +333,6 @@ class Relay:
             may_retry = not (error.status < 500 and error.status != 429)
             self._exchange.attempt_failed(reason, error, may_retry=may_retry)
             return
-        # Too late for a status line: the stream says what happened and ends, without [DONE].
         if not self._spilled and reason is not FailReason.SLOW_READER:
             self._write(errors.event(error, self._exchange.endpoint))
             if not self._plain:
@@ -372,7 +368,6 @@ class Relay:
             else:
                 self._fail(FailReason.CLOSED_EARLY)
         elif self._head.length == -2 and (self._reader is None or self._reader.done):
-            # This answer ends with its connection.
             self._content(b"", done=True)
         else:
             self._fail(FailReason.CUT if self._started else FailReason.CLOSED_EARLY)
