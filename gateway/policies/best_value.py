@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Chosen in the simulator (docs/simulate.md): a mixed fleet's knee is flat around them.
 SPREAD = 2.0
-USD = 0.033  # likelihood that a dollar an hour has to be worth
+USD = 0.02  # likelihood that a dollar an hour has to be worth
 HOLD_UP = 0.03  # likelihood lost per resident and second of prefill
 
 
