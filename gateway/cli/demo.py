@@ -174,10 +174,6 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
     chance = Random(0)  # noqa: S311
     shots = [shot(job, MODEL, True, chance, Lengths.HIDDEN) for job in made]
     report = Report(catalog)
-    console.print(f"gateway   [bold]{address}/v1[/]   model [bold]{MODEL}[/]", highlight=False)
-    console.print(f"its page  [bold]{admin}/admin/[/]", highlight=False)
-    console.print("try it yourself, while it runs:", highlight=False)
-    console.print(_curl(address), markup=False, highlight=False, soft_wrap=True)
     begin_s = time.monotonic()
     usd_per_hour = _usd_per_hour()
 
@@ -197,6 +193,10 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
 
     interrupted = False
     try:
+        console.print(f"gateway   [bold]{address}/v1[/]   model [bold]{MODEL}[/]", highlight=False)
+        console.print(f"its page  [bold]{admin}/admin/[/]", highlight=False)
+        console.print("try it yourself, while it runs:", highlight=False)
+        console.print(_curl(address), markup=False, highlight=False, soft_wrap=True)
         asyncio.run(run())
     except KeyboardInterrupt:
         interrupted = True
