@@ -1,4 +1,4 @@
-"""A thousand streams at once, each compared byte for byte with what the engine sent; then five hundred clients that leave at random moments,
+"""A thousand streams at once, each compared byte for byte with what the engine sent; then five hundred clients that leave at random,
 and how long it takes until the engine sees its connection closed.
 
     python loadtests/streams.py [--streams 1000] [--seconds 60] [--departures 500] [--json]
