@@ -17,6 +17,7 @@ _FIELD = re.compile(rb"([^:\r]+):[ \t]*([^\r]*?)[ \t]*\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+;=:\[\]]*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 # All that a chunked body may spend on extensions: nobody uses them, and they are a way to send without end.
@@ -195,15 +196,17 @@ class ChunkedBody:
         at, end = 0, len(data)
         if self._state == self._SIZE_LINE and not self._line:
             # Whole chunks, one after the other: a burst of a stream's events.
+            next_chunk = _CHUNK.match
             while True:
-                line_end = data.find(b"\r\n", at, at + 17)
-                if line_end <= at or _SIZE.fullmatch(data, at, line_end) is None:
+                match = next_chunk(data, at)
+                if match is None:
                     break
-                size = int(data[at:line_end], 16)
-                close = line_end + 2 + size
+                size = int(match[1], 16)
+                start = match.end()
+                close = start + size
                 if not size or data[close : close + 2] != b"\r\n":
                     break
-                parts.append(data[line_end + 2 : close])
+                parts.append(data[start:close])
                 at = close + 2
         while at < end:
             state = self._state
