@@ -25,8 +25,6 @@ HOLD_UP = 0.03  # likelihood lost per resident and second of prefill
 def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     """Late ones go wherever they end soonest without breaking anybody's gaps."""
     late = ticket.late
-    if not late and not fleet.savable(ticket, now_s):
-        return LATE
     best: Instance | None = None
     best_value = -1e9
     left_s = ticket.e2e_deadline_at_s - now_s
@@ -48,7 +46,9 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
             value = likely - USD * instance.usd_per_hour - HOLD_UP * instance.in_flight * ttft_s
         if value > best_value:
             best, best_value = instance, value
-    return best or WAIT
+    if best is not None:
+        return best
+    return WAIT if late or fleet.savable(ticket, now_s) else LATE
 
 
 def policy(chance: Random) -> Policy:

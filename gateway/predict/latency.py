@@ -193,6 +193,10 @@ class Load:
             return 0.0
         return min(self.prefill_ratio * math.exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S), 0.8)
 
+    def stale(self) -> None:
+        """Something has changed: the cached figures are renewed when they are next asked for."""
+        self.fresh_at_s = -1.0
+
     def refresh(self, now_s: float) -> None:
         """Renew the cached figures."""
         key = self._key

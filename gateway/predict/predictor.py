@@ -80,7 +80,7 @@ class LearningPredictor:
         note.itl_s = load.itl_s(request.n, context_k, now_s)
         placement.features = note
         load.starts(placement, now_s)
-        load.refresh(now_s)
+        load.stale()
 
     def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """The engine has answered."""
@@ -98,7 +98,7 @@ class LearningPredictor:
             self.prefixes.learn(instance.spec.instance_id, trust * (1.0 + spared))
         else:
             load.learn_first(note, took_s)
-        load.refresh(now_s)
+        load.stale()
 
     def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
         """It is over: its length is learnt if it completed, and its place is free."""
@@ -112,7 +112,7 @@ class LearningPredictor:
                 if took_s < note.expected_first_at_s - placement.started_at_s:
                     load.learn_first(note, took_s)
             load.ends(placement, now_s)
-            load.refresh(now_s)
+            load.stale()
         request, tag = placement.ticket.request, placement.ticket.tag
         if outcome.result is Result.COMPLETED and outcome.output_tokens > 0:
             capped = request.max_output_tokens is not None and outcome.output_tokens >= request.max_output_tokens
