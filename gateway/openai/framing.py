@@ -112,8 +112,25 @@ def request_head(data: bytes, end: int, *, max_fields: int, max_line_bytes: int)
     return Head(method, target, fields, length, keep_alive, http_1_0)
 
 
+# Streams of an engine begin with the same head, but for the second in its date.
+_MAX_KNOWN_HEADS = 256
+_known_heads: dict[bytes, AnswerHead] = {}
+
+
 def answer_head(data: bytes, end: int) -> AnswerHead:
     """The same for an engine's answer."""
+    raw = data[:end]
+    known = _known_heads.get(raw)
+    if known is None:
+        known = _answer_head(raw, end)
+        if len(_known_heads) >= _MAX_KNOWN_HEADS:
+            _known_heads.clear()
+        if end < 2048:
+            _known_heads[raw] = known
+    return known
+
+
+def _answer_head(data: bytes, end: int) -> AnswerHead:
     match = _ANSWER.fullmatch(data, 0, end)
     if match is None:
         raise FramingError(502, "the head is not valid HTTP/1.1")
