@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 QUANTILES = (0.5, 0.95, 0.99)
 ALL = "all"
+WIDE_COLUMNS = 140
 _NO_EDGES = Edges(())
 
 
@@ -105,11 +106,11 @@ class Report:
         return [*rows, self.all.row(ALL, span_s)]
 
     def table(self, span_s: float, title: str = "", caption: str = "", width: int = 80) -> Table:
-        """For people; below 120 columns without class and pools, which the caption then sums up."""
+        """For people; below WIDE_COLUMNS without class and pools, which the caption then sums up."""
         from rich import box
         from rich.table import Table
 
-        wide = width >= 120
+        wide = width >= WIDE_COLUMNS
         shares = pool_shares(self.all.pools)
         table = Table(
             title=title or None,
