@@ -37,6 +37,7 @@ PACE_TOKENS = 8
 LONG_PACE_TOKENS = 400
 # From then on only every fourth sample moves the shared model, unless it is off: the bias follows all of them, at a tenth of the cost.
 SETTLED_SAMPLES = 256
+LEARN_EVERY_S = 0.02
 # Cached figures of an instance are renewed by events, and after this long without one (contexts grow, other workers report).
 FRESH_S = 0.5
 REDEPLOYED_SAMPLES = 20
@@ -101,6 +102,7 @@ class Load:
         "decoding",
         "fresh_at_s",
         "further_s",
+        "learnt_at_s",
         "others",
         "pace_context_s",
         "pace_from",
@@ -152,7 +154,7 @@ class Load:
         self.pace_prefilled = 0.0
         self.step_s = 0.01
         self.context_k = 0.0
-        self.fresh_at_s = -1.0
+        self.fresh_at_s = self.learnt_at_s = -1.0
         self.base_s = self.per_new_s = self.per_new2_s = self.per_ahead_s = self.further_s = 0.0
         self.step_weights: list[float] = []
 
@@ -366,9 +368,15 @@ class Load:
         ratio = took_s / predicted_s
         key.first_ratio.add(ratio / drift.value)
         drift.follow(ratio / drift.value)
-        if key.first.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
+        # A model that has settled gains nothing from hundreds of samples a second, and they cost as much as a decision each.
+        if key.first.samples < SETTLED_SAMPLES or (drift.samples % 4 == 0 and self.at_s - self.learnt_at_s > LEARN_EVERY_S):
+            self.learnt_at_s = self.at_s
             key.first.learn(note.features, took_s / drift.value)
         self._redeployed()
+
+    def bound_first(self, predicted_s: float, took_s: float) -> None:
+        """The whole answer took this long, less than its first token was expected to take: the bias is too high."""
+        self.ttft_drift.follow(max(took_s, 1e-4) / predicted_s)
 
     def _redeployed(self) -> None:
         """Far from its kind for long: another engine answers at this address now, so it is learnt anew and on its own."""

@@ -109,8 +109,9 @@ class LearningPredictor:
             if outcome.result is Result.COMPLETED and not placement.ticket.request.stream:
                 # Nobody saw its first token, but it came before the end: a prediction beyond that was wrong.
                 took_s = now_s - placement.started_at_s
-                if took_s < note.expected_first_at_s - placement.started_at_s:
-                    load.learn_first(note, took_s)
+                predicted_s = note.expected_first_at_s - placement.started_at_s
+                if took_s < predicted_s:
+                    load.bound_first(predicted_s, took_s)
             load.ends(placement, now_s)
             load.stale()
         request, tag = placement.ticket.request, placement.ticket.tag

@@ -11,6 +11,7 @@ from typing import Any
 TOKENS_PER_BYTE = 0.25
 MAX_KEYS = 20_000
 _SMOOTHING = 0.05
+SETTLED = 64  # samples
 
 
 class PromptRatios:
@@ -18,6 +19,7 @@ class PromptRatios:
 
     def __init__(self) -> None:
         self._ratios: dict[tuple[str, str], tuple[float, int]] = {}
+        self._told = 0
 
     def tokens(self, tenant: str, model: str, text_bytes: int) -> int:
         """Estimated prompt tokens of `text_bytes` bytes of text."""
@@ -28,6 +30,10 @@ class PromptRatios:
         """The engine counted `prompt_tokens` in `text_bytes`. Ratios no tokenizer has (an image in the body, say) are left out."""
         if text_bytes < 32 or prompt_tokens <= 0 or not 0.02 <= prompt_tokens / text_bytes <= 1.5:
             return
+        self._told += 1
+        known = self._ratios.get((tenant, model))
+        if known is not None and known[1] > SETTLED and self._told % 8:
+            return  # it hardly moves any more
         sample = prompt_tokens / text_bytes
         for key in ((tenant, model), ("", model)):
             ratio, seen = self._ratios.pop(key, (sample, 0))
