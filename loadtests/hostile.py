@@ -95,7 +95,7 @@ async def send(port: int, data: bytes, chance: random.Random, told: Counter[int]
             writer.write(data[cut:])
         if chance.random() < 0.8:
             writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(65536), 0.5)
+        answer = await asyncio.wait_for(reader.read(65536), 0.1)
         match = re.match(rb"HTTP/1\.1 (\d+) ", answer)
         told[int(match[1]) if match else 0] += 1
     except (OSError, TimeoutError):
