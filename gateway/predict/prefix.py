@@ -7,6 +7,7 @@ cache, some share it with other gateways' traffic.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 MAX_BLOCKS = 4096  # per instance
@@ -18,7 +19,8 @@ class PrefixMemory:
 
     def __init__(self, block_tokens: int = 256) -> None:
         self.block_tokens = block_tokens
-        self._blocks: dict[str, dict[int, None]] = {}
+        # Ordered: taking the oldest off the front of a plain dict looks past everything taken before it.
+        self._blocks: dict[str, OrderedDict[int, None]] = {}
         self._trust: dict[str, float] = {}
 
     def warm_tokens(self, instance_id: str, hashes: tuple[int, ...], prompt_tokens: int) -> float:
@@ -37,13 +39,15 @@ class PrefixMemory:
         """The instance is reading this prompt."""
         if not hashes:
             return
-        blocks = self._blocks.setdefault(instance_id, {})
+        blocks = self._blocks.get(instance_id)
+        if blocks is None:
+            blocks = self._blocks[instance_id] = OrderedDict()
         # Later blocks are useless without the earlier ones, so the earlier are the more recently used.
         for block in reversed(hashes):
-            blocks.pop(block, None)
             blocks[block] = None
+            blocks.move_to_end(block)
         while len(blocks) > MAX_BLOCKS:
-            del blocks[next(iter(blocks))]
+            blocks.popitem(last=False)
 
     def learn(self, instance_id: str, saved_ratio: float) -> None:
         """Of the tokens matched in memory, this share (clamped to 0..1) really was spared."""
