@@ -1,6 +1,6 @@
 """What a scheduling policy is: one required function and up to three optional ones, and what it may ask of the fleet.
 
-A policy is one file in gateway/policies/ offering `policy(chance: Random) -> Policy`; its file name is its name in the configuration
+A policy is one file in gateway/policies/ offering `policy(chance: Chance) -> Policy`; its file name is its name in the configuration
 and in `slo-gateway simulate --policy`. It holds no lock, no clock and no socket, and keeps its state inside `policy()`.
 """
 
@@ -9,12 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Ticket
 
 if TYPE_CHECKING:
     from gateway.core.fleet import Instance
+
+
+class Chance(Protocol):
+    """Where a policy's chance comes from: seeded, and handed in (a `random.Random`)."""
+
+    def random(self) -> float:
+        """0 <= x < 1."""
+        ...
+
+    def sample(self, population: Sequence[Any], k: int) -> list[Any]:
+        """`k` different ones."""
+        ...
+
+    def choice(self, seq: Sequence[Any]) -> Any:
+        """One of them."""
+        ...
 
 
 class Verdict(Enum):

@@ -6,12 +6,9 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from gateway.core.policy import Policy
-
-if TYPE_CHECKING:
-    from random import Random
+from gateway.core.policy import Chance, Policy
 
 
 def names() -> list[str]:
@@ -19,7 +16,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
-def load(name: str) -> Callable[[Random], Policy]:
+def load(name: str) -> Callable[[Chance], Policy]:
     """A policy by its name, or by a path to a file of one. ValueError when there is none."""
     if name.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
@@ -34,4 +31,4 @@ def load(name: str) -> Callable[[Random], Policy]:
     made = getattr(module, "policy", None)
     if made is None:
         raise ValueError(f"{name}: a policy file offers `policy(chance) -> Policy`")
-    return cast("Callable[[Random], Policy]", made)
+    return cast("Callable[[Chance], Policy]", made)

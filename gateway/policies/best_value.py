@@ -7,14 +7,9 @@ A dearer card has to be worth its price in likelihood, and a long prompt is char
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
-from gateway.core.policy import LATE, WAIT, Fleet, Policy, Verdict
-
-if TYPE_CHECKING:
-    from random import Random
+from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 
 # Chosen in the simulator (docs/simulate.md): a mixed fleet's knee is flat around them.
 SPREAD = 2.0
@@ -51,6 +46,6 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     return WAIT if late or fleet.savable(ticket, now_s) else LATE
 
 
-def policy(chance: Random) -> Policy:
+def policy(chance: Chance) -> Policy:
     """Its urgency is slack against the promise."""
     return Policy(place=place, urgency=lambda ticket, now_s: ticket.slack_s(now_s) / ticket.tag.targets.ttft_s)

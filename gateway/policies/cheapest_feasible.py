@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
-from gateway.core.policy import LATE, WAIT, Fleet, Policy, Verdict
-
-if TYPE_CHECKING:
-    from random import Random
+from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 
 
 def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
@@ -37,6 +32,6 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     return chosen or WAIT
 
 
-def policy(chance: Random) -> Policy:
+def policy(chance: Chance) -> Policy:
     """Its urgency is slack against the promise."""
     return Policy(place=place, urgency=lambda ticket, now_s: ticket.slack_s(now_s) / ticket.tag.targets.ttft_s)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
-from gateway.core.policy import WAIT, Fleet, Policy, Verdict
-
-if TYPE_CHECKING:
-    from random import Random
+from gateway.core.policy import WAIT, Chance, Fleet, Policy, Verdict
 
 
 def arrival(ticket: Ticket) -> float:
@@ -31,6 +26,6 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     return best or WAIT
 
 
-def policy(chance: Random) -> Policy:
+def policy(chance: Chance) -> Policy:
     """Holds nothing."""
     return Policy(place, order=arrival, urgency=lambda ticket, now_s: ticket.request.arrived_at_s, plain=True)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.core.fleet import Instance
 from gateway.core.flow import Outcome, Placement, Result, Ticket
-from gateway.core.policy import WAIT, Fleet, Policy, Verdict
-
-if TYPE_CHECKING:
-    from random import Random
+from gateway.core.policy import WAIT, Chance, Fleet, Policy, Verdict
 
 
 def arrival(ticket: Ticket) -> float:
@@ -17,7 +12,7 @@ def arrival(ticket: Ticket) -> float:
     return ticket.request.arrived_at_s
 
 
-def policy(chance: Random) -> Policy:
+def policy(chance: Chance) -> Policy:
     """Keeps the last ten of each instance."""
     last: dict[str, list[float]] = {}
 

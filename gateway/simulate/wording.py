@@ -6,6 +6,8 @@ import base64
 import itertools
 import struct
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -23,7 +25,7 @@ DIMENSIONS = 384
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
 
 
-class Wording:
+class Wording(ABC):
     """One request's answer in words."""
 
     generates = True
@@ -55,7 +57,8 @@ class Wording:
         return b""
 
     def delta(self, choice: int, word: str) -> bytes:
-        raise NotImplementedError
+        """The event of one token; nothing where nothing is streamed."""
+        return b""
 
     def finish(self, choice: int) -> bytes:
         return b""
@@ -63,8 +66,9 @@ class Wording:
     def closing(self, output_tokens: int, cached_tokens: int) -> bytes:
         return b""
 
+    @abstractmethod
     def whole(self, texts: list[str], output_tokens: int, cached_tokens: int) -> bytes:
-        raise NotImplementedError
+        """The answer that is not streamed."""
 
     def usage(self, output_tokens: int, cached_tokens: int) -> dict[str, Any]:
         """As OpenAI's chat tells it."""
@@ -301,7 +305,9 @@ class Messages(Wording):
         return _json(self._message([{"type": "text", "text": texts[0]}], "max_tokens" if self.hit_limit else "end_turn", output_tokens))
 
 
-_KINDS = dict(zip(ENDPOINTS, (Chat, Completions, Responses, Embeddings, Messages), strict=True))
+_KINDS: dict[str, Callable[[dict[str, Any]], Wording]] = dict(
+    zip(ENDPOINTS, (Chat, Completions, Responses, Embeddings, Messages), strict=True)
+)
 
 
 def wording_of(path: str, said: Any, model: str) -> Wording | None:

@@ -119,6 +119,7 @@ def test_every_sequence_of_events_ends_with_nothing_leaked(events: list[tuple[st
     for event in events:
         world.play(*event)
     world.end()
+    assert len(world.over) == len(world.tickets)
 
 
 @settings(max_examples=25, deadline=None)

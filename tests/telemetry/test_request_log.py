@@ -39,6 +39,7 @@ def test_lines_are_written_while_the_gateway_runs(tmp_path: Path) -> None:
     try:
         log.observe(placed(), completed(), START_S)
         until(lambda: (tmp_path / "requests.jsonl").read_bytes().endswith(b"}\n"), what="the line to be written")
+        assert log.dropped == 0
     finally:
         log.stop()
 
