@@ -198,7 +198,8 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
         console.print("try it yourself, while it runs:", highlight=False)
         console.print(_curl(address), markup=False, highlight=False, soft_wrap=True)
         asyncio.run(run())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # An interrupt that comes before the first step of `run` is told as a cancellation.
         interrupted = True
     span_s = min(time.monotonic() - begin_s, for_s)
     _summary(console, report, span_s, as_json)
