@@ -18,6 +18,7 @@ from gateway.core.flow import (
     Degrade,
     FailReason,
     InstanceSpec,
+    Lease,
     Outcome,
     Placement,
     Refuse,
@@ -91,6 +92,10 @@ class Live:
     def instance_health(self, instance_id: str, healthy: bool) -> None:
         """An instance is up, or not to be used."""
         self._do(self.core.instance_health(instance_id, healthy, self.clock()))
+
+    def leased(self, leases: list[Lease]) -> None:
+        """How many slots of instances are this worker's now."""
+        self._do(self.core.leased(leases, self.clock()))
 
     def settings_changed(self, settings: CoreSettings) -> None:
         """Another configuration."""

@@ -18,6 +18,8 @@ RATE_MEMORY_S = 10.0
 EAGERNESS_RATIO = 0.6
 MAX_RETRY_AFTER_S = 120.0
 MIN_RETRY_AFTER_S = 0.05
+# A slot that another worker holds and does not use is here after two of its looks at the leases (state/slots).
+LEASE_MOVES_S = 0.1
 
 
 class DrainRate:

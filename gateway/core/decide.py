@@ -20,6 +20,7 @@ from gateway.core.flow import (
     Degrade,
     FailReason,
     InstanceSpec,
+    Lease,
     Mode,
     Outcome,
     Placement,
@@ -153,9 +154,9 @@ class Core:
 
     def _predicted_wait_s(self, ticket: Ticket, rank: int, now_s: float) -> float:
         serving = self.fleet.serving(ticket.model)
-        ahead = self.queues.ahead(ticket.model, rank)
-        in_flight = serving.in_flight if serving is not None else 1
-        return admit.wait_s(ahead, in_flight, self._rates.get(ticket.model), ticket.tag.targets.e2e_s, now_s)
+        in_flight, rate = serving.in_flight if serving is not None else 1, self._rates.get(ticket.model)
+        wait_s = admit.wait_s(self.queues.ahead(ticket.model, rank), in_flight, rate, ticket.tag.targets.e2e_s, now_s)
+        return min(wait_s, admit.LEASE_MOVES_S) if serving is not None and serving.lendable() else wait_s
 
     def _looser_class(self, ticket: Ticket, now_s: float) -> ClassPolicy | None:
         """The next looser class that would take it now."""
@@ -275,6 +276,11 @@ class Core:
         if instance is None:
             return []
         self.fleet.set_health(instance, healthy, now_s)
+        return self._everywhere(now_s)
+
+    def leased(self, leases: Sequence[Lease], now_s: float) -> list[Action]:
+        """So many slots of these instances are this worker's to use, until it is told otherwise."""
+        self.fleet.lease(leases)
         return self._everywhere(now_s)
 
     def settings_changed(self, settings: CoreSettings, now_s: float) -> list[Action]:

@@ -46,7 +46,7 @@ class Controller:
         self._counted.pop(placement, None)
         seen = self._seen.get(instance.spec.instance_id)
         if seen is not None:
-            seen.peak = max(seen.peak, instance.in_flight + placement.ticket.request.n)
+            seen.peak = max(seen.peak, instance.in_flight + instance.others_in_flight + placement.ticket.request.n)
 
     def _count(self, instance: Instance, placement: Placement) -> None:
         if not placement.first_token_at_s:
@@ -72,7 +72,7 @@ class Controller:
             seen = self._seen.get(instance_id)
             if seen is None:
                 continue
-            seen.peak = max(seen.peak, instance.in_flight)
+            seen.peak = max(seen.peak, instance.in_flight + instance.others_in_flight)
             limit = instance.limit
             itl_s = seen.stream_s / seen.tokens if seen.tokens else 0.0
             tightest_s = instance.tightest_itl_s

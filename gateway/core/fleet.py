@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf
 
-from gateway.core.flow import InstanceSpec, Placement, Prediction, Ticket
+from gateway.core.flow import UNSHARED, InstanceSpec, Lease, Placement, Prediction, Ticket
 from gateway.core.policy import Predictor
 
 # An instance that comes back from the dead has cold caches and may die again: it starts with a quarter of its slots and has them
@@ -38,9 +38,11 @@ class Instance:
         "healthy",
         "in_flight",
         "itl_targets",
+        "leased",
         "limit",
         "offered_ranks",
         "others_context_tokens",
+        "others_counted",
         "others_in_flight",
         "others_unprefilled_tokens",
         "residents",
@@ -59,6 +61,7 @@ class Instance:
         self.usd_per_hour = spec.usd_per_hour
         self.limit = spec.limit_start  # sequences it should hold at most, moved by the controller
         self.slots = spec.limit_start  # how many of them may be used now: fewer after a return from the dead
+        self.leased = UNSHARED  # of these, how many this worker may use; what runs beyond a shrunken lease finishes in peace
         self.in_flight = 0  # sequences of ours
         self.unprefilled_tokens = 0  # prompt tokens of ours without a first token yet
         self.context_tokens = 0  # prompt tokens of residents + output tokens as of the last tick
@@ -71,6 +74,7 @@ class Instance:
         self.draining = False
         self.returned_at_s = -inf
         self.others_in_flight = 0
+        self.others_counted = 0  # the same, but never more than our lease leaves them: what they last said may be over by now
         self.others_unprefilled_tokens = 0
         self.others_context_tokens = 0
         self.serving: Serving | None = None  # where it is listed, None while it takes no new work
@@ -85,6 +89,12 @@ class Instance:
         """0..1 and above: in-flight over the slots in use. The predictor may offer a better one."""
         return (self.in_flight + self.others_in_flight) / self.slots if self.slots else 1.0
 
+    def may_hold(self, n: int) -> bool:
+        """Room for `n` sequences at once, or the whole of an empty instance for one that asks for more than any limit."""
+        if self.in_flight + self.others_counted + n <= self.slots and self.in_flight + n <= self.leased:
+            return True
+        return not self.in_flight and self.leased >= self.slots
+
 
 class Serving:
     """The instances that take new work for one model, and for each class rank those with room for it."""
@@ -96,6 +106,10 @@ class Serving:
         self.instances: list[Instance] = []
         self.open: list[list[Instance]] = [[] for _ in range(ranks)]
         self.in_flight = 0  # sequences of ours on all of them: with the mean service time this gives the drain rate
+
+    def lendable(self) -> bool:
+        """Is there a free slot that another worker holds and could let us have?"""
+        return any(i.leased < i.slots and i.in_flight + i.others_in_flight < i.slots for i in self.instances)
 
 
 class Fleet:
@@ -122,7 +136,7 @@ class Fleet:
         found = serving.open[-1 if ticket.late else ticket.tag.rank]
         n = ticket.request.n
         if n > 1:
-            found = [i for i in found if i.in_flight + i.others_in_flight + n <= i.slots or not i.in_flight]
+            found = [i for i in found if i.may_hold(n)]
         if ticket.tried:
             found = [i for i in found if i.spec.instance_id not in ticket.tried]
         return found
@@ -191,9 +205,9 @@ class Fleet:
         serving = instance.serving
         if serving is not None:
             serving.in_flight += request.n
-            in_flight += instance.others_in_flight
+            held, in_flight = in_flight, in_flight + instance.others_counted
             room = instance.room
-            ranks = room[in_flight] if in_flight < len(room) else 0
+            ranks = room[in_flight] if in_flight < len(room) and held < instance.leased else 0
             if ranks != instance.offered_ranks:
                 self._offer(instance, serving, ranks)
 
@@ -232,9 +246,9 @@ class Fleet:
         serving = instance.serving
         if serving is not None:
             serving.in_flight -= n
-            in_flight += instance.others_in_flight
+            held, in_flight = in_flight, in_flight + instance.others_counted
             room = instance.room
-            ranks = room[in_flight] if in_flight < len(room) else 0
+            ranks = room[in_flight] if in_flight < len(room) and held < instance.leased else 0
             if ranks != instance.offered_ranks:
                 self._offer(instance, serving, ranks)
         elif instance.draining and not in_flight:
@@ -311,6 +325,23 @@ class Fleet:
         instance.others_in_flight = in_flight
         instance.others_unprefilled_tokens = unprefilled_tokens
         instance.others_context_tokens = context_tokens
+        self._count_others(instance)
+
+    def lease(self, leases: Iterable[Lease]) -> None:
+        """How many slots this worker may use. Residents above a shrunken lease finish in peace, and nothing is started in their place."""
+        for lease in leases:
+            instance = self.by_id.get(lease.instance_id)
+            if instance is not None:
+                instance.leased = lease.slots
+                if lease.limit:
+                    self.set_limit(instance, lease.limit)
+                self._count_others(instance)
+
+    def _count_others(self, instance: Instance) -> None:
+        counted = instance.others_in_flight
+        if instance.leased != UNSHARED:
+            counted = min(counted, max(instance.slots - instance.leased, 0))
+        instance.others_counted = counted
         self._refresh(instance)
 
     def set_ceilings(self, ceilings: Sequence[float]) -> None:
@@ -328,7 +359,7 @@ class Fleet:
         if slots != instance.slots or not instance.room:
             instance.slots = slots
             instance.room = self._room(slots)
-            self._refresh(instance)
+            self._count_others(instance)
 
     def _room(self, slots: int) -> tuple[int, ...]:
         ceilings = self._ceilings
@@ -337,8 +368,9 @@ class Fleet:
     def _refresh(self, instance: Instance) -> None:
         serving = instance.serving
         if serving is not None:
-            in_flight = instance.in_flight + instance.others_in_flight
-            self._offer(instance, serving, instance.room[in_flight] if in_flight < len(instance.room) else 0)
+            in_flight = instance.in_flight + instance.others_counted
+            ranks = instance.room[in_flight] if in_flight < len(instance.room) and instance.in_flight < instance.leased else 0
+            self._offer(instance, serving, ranks)
 
     def _offer(self, instance: Instance, serving: Serving, ranks: int) -> None:
         """List it as open for the `ranks` tightest classes, no others."""

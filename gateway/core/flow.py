@@ -241,6 +241,19 @@ class InstanceSpec:
         return f"{self.gpu}|{self.model}|{self.engine_config}"
 
 
+UNSHARED = 1 << 30
+"""The slots of a lease when nobody else uses the instances: the limit alone counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """How many of an instance's slots this worker may use. Made by state/slots; without one the whole limit is its own."""
+
+    instance_id: str
+    slots: int
+    limit: int = 0  # the limit other workers have found for it, where this one has nothing running to judge by; 0 = its own stands
+
+
 # ---- actions: what the core wants done. Plain classes, one `kind` check by type.
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.flow import Cancel, Degrade, FailReason, Outcome, Placement, Refuse, Result, Start, Ticket
+from gateway.core.flow import UNSHARED, Cancel, Degrade, FailReason, Lease, Outcome, Placement, Refuse, Result, Start, Ticket
 from tests.core import conftest as made
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(("arrive", "arrive", "arrive", "first", "finish", "fail", "gone", "tick", "down", "up", "leave", "join")),
+        st.sampled_from(("arrive", "arrive", "arrive", "first", "finish", "fail", "gone", "tick", "down", "up", "leave", "join", "lease")),
         st.integers(0, 1_000),
         st.floats(0.0, 0.5),
     ),
@@ -84,6 +84,8 @@ class World:
             self.do(core.instances_changed([s for i, s in enumerate(SPECS) if i != number % 3], now_s))
         elif kind == "join":
             self.do(core.instances_changed(SPECS, now_s))
+        elif kind == "lease":
+            self.do(core.leased([Lease(SPECS[number % 3].instance_id, number % 5 if number % 5 < 4 else UNSHARED)], now_s))
         elif kind == "tick":
             self.do(core.tick(now_s))
 
@@ -95,6 +97,7 @@ class World:
         """Everybody finishes; then nothing may be left."""
         self.play("join", 0, 0.0)
         for spec in SPECS:
+            self.do(self.core.leased([Lease(spec.instance_id, UNSHARED)], self.now_s))
             self.do(self.core.instance_health(spec.instance_id, True, self.now_s))
         for _ in range(500):
             if not self.running:
