@@ -115,15 +115,21 @@ class Serving:
 class Fleet:
     """All instances. `ceilings` are the classes' highest saturation ratios by rank, tightest first."""
 
-    __slots__ = ("_ceilings", "_predictor", "_serving", "by_id", "considered", "leaving")
+    __slots__ = ("_ceilings", "_predictor", "_serving", "by_id", "considered", "leaving", "unleased")
 
     def __init__(self, ceilings: Sequence[float], predictor: Predictor | None = None) -> None:
         self._ceilings = _nested(ceilings)
         self._predictor = predictor
         self._serving: dict[str, Serving] = {}
         self.by_id: dict[str, Instance] = {}
+        self.unleased = UNSHARED  # the slots of an instance of which no lease is known yet
         self.leaving: list[Instance] = []  # drained ones that still hold residents
         self.considered: list[tuple[Instance, Prediction]] = []  # what the decision under way has asked for, for its trail
+
+    @property
+    def ceilings(self) -> tuple[float, ...]:
+        """The highest saturation ratio at which each class may start, tightest class first."""
+        return self._ceilings
 
     # ---- what a policy asks (core/policy.Fleet)
 
@@ -284,6 +290,7 @@ class Fleet:
             known = self.by_id.get(instance_id)
             if known is None:
                 known = self.by_id[instance_id] = Instance(spec)
+                known.leased = self.unleased
                 self._list(known)
             else:
                 limit = spec.limit_start if spec.limit_start != known.spec.limit_start or spec.limit_pinned else known.limit

@@ -1,0 +1,330 @@
+"""In-flight limits held together by many workers: each one uses only the slots it has leased, and asks for what it needs.
+
+Several times a second a worker tells what it has running and waiting, reads what the others have, works out its share (shares.py) and
+leases it, all in one atomic call (slots.lua). Never on the request path: the core is told how many slots it may use, as an event. A
+lease stands for STANDS_S and is then anybody's again, so what a killed worker held is back within that time.
+
+Without an answer the last leases hold until they run out. After that, as configured: `open` goes on with a fixed share of each limit,
+`closed` uses no slot. What the limit of an instance is, the controller says (core/enforce); where workers differ, the lowest that is
+vouched for by somebody with work there is in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from time import monotonic
+from typing import Any, Protocol
+from zlib import crc32
+
+import msgspec
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import UNSHARED, Lease
+from gateway.core.queues import ModelQueues
+from gateway.live import Live
+from gateway.state.shares import shares, static_share
+
+log = logging.getLogger("slo_gateway")
+
+STANDS_S = 1.5
+"""how long a lease is good for without renewal"""
+EVERY_S = 0.15
+"""between renewals"""
+LOOK_S = 0.03
+"""between looks at whether somebody waits for a slot, and the shortest time between renewals then"""
+TURN_S = 1.0
+"""for how long the same worker comes first when something cannot be divided"""
+DECLINED_S = 0.5
+"""a slot that waiting work did not take is not asked for again for this long: that work cannot use this instance"""
+
+SCRIPT = files("gateway.state").joinpath("slots.lua").read_text()
+
+
+class Row(msgspec.Struct, array_like=True):
+    """What a worker says of one instance: slots leased, limit it vouches for, and its load there."""
+
+    leased: int
+    word: int
+    figures: tuple[int, int, int, tuple[int, ...]]  # in flight, unprefilled tokens, context tokens, needs by class rank
+
+
+class Record(msgspec.Struct, array_like=True):
+    """What a worker says of all."""
+
+    expires_at_ms: int
+    rows: dict[str, Row]
+
+
+_records = msgspec.msgpack.Decoder(Record)
+_grants = msgspec.msgpack.Decoder(list[tuple[int, int]])
+
+
+class Runs(Protocol):
+    """What is asked of a store."""
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any: ...
+
+
+@dataclass(slots=True)
+class _Share:
+    """What is known of one instance."""
+
+    leased: int = 0  # as last answered
+    limit: int = 0  # in force
+    declined_at_s: float = -1e9
+    offered: bool = False  # there was room and somebody waited, when last looked at
+
+
+class Slots:
+    """One worker's leases. `expected` workers are taken to exist when nobody has been seen yet; `lost` is told when leases have run out
+    (True) and when there are leases again (False)."""
+
+    def __init__(
+        self,
+        live: Live,
+        store: Runs,
+        key: str,
+        worker: str,
+        *,
+        closed: bool = False,
+        expected: int = 1,
+        stands_s: float = STANDS_S,
+        lost: Callable[[bool], object] = lambda lost: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.live = live
+        self.worker = worker
+        self.closed = closed
+        self.lost: bool | None = None  # no lease of ours stands; None before the first answer, or its failure
+        self.known: list[str] = [worker]  # workers that were there at the last answer
+        self.settled = False
+        self._store = store
+        self._key = key
+        self._expected = expected
+        self._stands_s = stands_s
+        self._told = lost
+        self._clock = clock
+        self._until_s = 0.0
+        self._unanswered = False  # the last time we asked
+        self._asked_at_s = -1e9
+        self._made_ms = 0  # when what we last saw there was made
+        self._now_ms = 0
+        self._records: dict[str, Record] = {}
+        self._shares: dict[str, _Share] = {}
+
+    # ---- what happens all the time
+
+    async def run(self) -> None:
+        """Renew, for ever."""
+        self.begin()
+        while True:
+            try:
+                await self.renew()
+            except Exception:
+                log.exception("leases could not be renewed")
+            await asyncio.sleep(LOOK_S)
+            while self._clock() - self._asked_at_s < EVERY_S and not self.wanting():
+                await asyncio.sleep(LOOK_S)
+
+    def begin(self) -> None:
+        """Use nothing until there is an answer."""
+        fleet = self.live.core.fleet
+        fleet.unleased = 0
+        self.live.leased([Lease(instance_id, 0) for instance_id in fleet.by_id])
+
+    async def renew(self) -> bool:
+        """Ask once, and once more if slots of ours are wanted elsewhere. False when there was no answer."""
+        if not await self._ask():
+            return False
+        if self._owed():
+            await self._ask()
+        return True
+
+    async def leave(self) -> None:
+        """Give everything back."""
+        self._shares.clear()
+        await self._call([])
+
+    async def _ask(self) -> bool:
+        now_s = self._asked_at_s = self._clock()
+        asked = self.asks(now_s)
+        reply = await self._call(asked)
+        self._unanswered = reply is None
+        if reply is None:
+            if self._clock() >= self._until_s:
+                self.fall_back()
+            return False
+        self.answered(asked, reply, now_s)
+        return True
+
+    async def _call(self, asked: list[Any]) -> Any:
+        args = (self.worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked))
+        try:
+            return await self._store.run(SCRIPT, [self._key], args)
+        except OSError as error:
+            log.debug("leases: %s", error)
+            return None
+
+    # ---- asking
+
+    def wanting(self) -> bool:
+        """Does somebody wait here who might use a slot that others hold?"""
+        core = self.live.core
+        now_s = self._clock()
+        for model, queues in core.queues.by_model.items():
+            serving = core.fleet.serving(model) if queues.waiting else None
+            if serving is not None:
+                most = _most_choices(queues)
+                if any(self._exhausted(instance, most, now_s) for instance in serving.instances):
+                    return True
+        return False
+
+    def asks(self, now_s: float) -> list[Any]:
+        """What to ask for, a row for each instance. A smaller share is kept to from this moment on: whoever it is for may start
+        before we hear the answer."""
+        core = self.live.core
+        names = sorted({self.worker, *self._records})
+        waiting = {model: _waiting(queues) for model, queues in core.queues.by_model.items() if queues.waiting}
+        ceilings = core.fleet.ceilings
+        rows: list[Any] = []
+        less: list[Lease] = []
+        for instance_id, instance in core.fleet.by_id.items():
+            share = self._shares.get(instance_id)
+            if share is None:
+                share = self._shares[instance_id] = _Share()
+            by_rank, most = waiting.get(instance.spec.model, (None, 1))
+            needs = self._needs(instance, share, by_rank, most, now_s)
+            others = {name: self._records[name].rows.get(instance_id) for name in names if name != self.worker}
+            there = [name for name in names if name == self.worker or others[name] is not None]
+            all_needs = [needs if row is None else row.figures[3] for row in (others.get(name) for name in there)]
+            word = instance.slots if instance.in_flight or instance.returned_at_s > 0.0 or instance.spec.limit_pinned else 0
+            limit = min((row.word for row in others.values() if row is not None and row.word > 0), default=word or instance.slots)
+            limit = min(limit, word) if word else limit
+            turn = int(self._now_ms / (TURN_S * 1000.0)) + crc32(instance_id.encode())
+            wanted = shares(limit, ceilings, all_needs, turn)[there.index(self.worker)]
+            held = instance.leased if instance.leased != UNSHARED else 0
+            if self._unanswered or not self.settled:
+                wanted = max(wanted, held)  # nobody could take over what we give up
+            elif wanted < held:
+                held = wanted
+                less.append(Lease(instance_id, held))
+            figures = (instance.in_flight, max(instance.unprefilled_tokens, 0), max(instance.context_tokens, 0), needs)
+            rows.append((instance_id, instance.slots, wanted, held, instance.in_flight, word, figures))
+        if less:
+            self.live.leased(less)
+        return rows
+
+    def _needs(self, instance: Instance, share: _Share, waiting: list[int] | None, most: int, now_s: float) -> tuple[int, ...]:
+        """Sequences by class rank that run there or would like to."""
+        loosest = len(self.live.core.fleet.ceilings) - 1
+        needs = [0] * (loosest + 1)
+        for placement in instance.residents:
+            needs[min(placement.ticket.tag.rank, loosest)] += placement.ticket.request.n
+        if waiting is None:
+            share.offered = False
+        elif self._exhausted(instance, most, now_s):
+            needs = [running + more for running, more in zip(needs, waiting, strict=True)]
+            share.offered = True
+        elif share.offered and share.leased:
+            # It got a slot and left it: who waits here cannot use this instance, and would keep it from others.
+            share.offered = False
+            share.declined_at_s = now_s
+        return tuple(needs)
+
+    def _exhausted(self, instance: Instance, most: int, now_s: float) -> bool:
+        """Is it our lease that keeps what waits from starting there?"""
+        if instance.serving is None or instance.leased >= instance.slots or instance.in_flight + most <= instance.leased:
+            return False
+        share = self._shares.get(instance.spec.instance_id)
+        return share is None or now_s - share.declined_at_s >= DECLINED_S
+
+    def _owed(self) -> bool:
+        """Do others wait for slots that we hold and do not need?"""
+        for instance_id, instance in self.live.core.fleet.by_id.items():
+            if instance.in_flight < instance.leased != UNSHARED:
+                for record in self._records.values():
+                    row = record.rows.get(instance_id)
+                    if row is not None and sum(row.figures[3]) > row.leased:
+                        return True
+        return False
+
+    # ---- being answered
+
+    def answered(self, asked: list[Any], reply: Sequence[Any], asked_at_s: float) -> None:
+        """These are the leases now, good for `stands_s` from when they were asked for."""
+        now_ms, made_ms, settled, packed, *others = reply
+        granted = _grants.decode(packed)
+        self._now_ms, self._made_ms, self.settled = now_ms, made_ms, bool(settled)
+        self._until_s = asked_at_s + self._stands_s
+        self._records = {}
+        for at in range(0, len(others) - 1, 2):
+            try:
+                self._records[_text(others[at])] = _records.decode(others[at + 1])
+            except (msgspec.DecodeError, ValueError):
+                continue
+        self.known = sorted({self.worker, *self._records})
+        fleet = self.live.core.fleet
+        leases: list[Lease] = []
+        for (instance_id, _, _, _, _, word, _), (slots, limit) in zip(asked, granted, strict=False):
+            instance = fleet.by_id.get(instance_id)
+            if instance is None:
+                continue
+            share = self._shares.setdefault(instance_id, _Share())
+            share.leased, share.limit = slots, limit
+            rows = [row for record in self._records.values() if (row := record.rows.get(instance_id)) is not None]
+            fleet.others(instance, *(max(sum(row.figures[n] for row in rows), 0) for n in range(3)))  # type: ignore[misc]
+            # Nothing of ours runs there to judge by: what the others have found is as good as ours.
+            found = max(limit, instance.spec.limit_start) if not word and limit != instance.limit else 0
+            leases.append(Lease(instance_id, slots, found))
+        if self.lost is not False:
+            self.lost = False
+            self._told(False)
+        self.live.leased(leases)
+
+    def fall_back(self) -> None:
+        """No lease of ours stands and nobody answers: a fixed share of each limit, or nothing."""
+        if not self.lost:
+            self.lost = True
+            self._told(True)
+        leases: list[Lease] = []
+        served: set[str] = set()
+        instances = list(self.live.core.fleet.by_id.items())
+        for instance_id, instance in instances:
+            slots = 0
+            if not self.closed:
+                turn = crc32(instance_id.encode())
+                if self._expected > len(self.known):
+                    slots = instance.slots // self._expected
+                else:
+                    slots = static_share(instance.slots, len(self.known), self.known.index(self.worker), turn)
+                if slots:
+                    served.add(instance.spec.model)
+            leases.append(Lease(instance_id, slots))
+        if not self.closed:
+            # More workers than slots: going on means that each has at least one somewhere.
+            for at, (_, instance) in enumerate(instances):
+                if instance.spec.model not in served:
+                    served.add(instance.spec.model)
+                    leases[at] = Lease(leases[at].instance_id, 1)
+        self.live.leased(leases)
+
+
+def _waiting(queues: ModelQueues) -> tuple[list[int], int]:
+    """Sequences that wait for a model, by class rank, and the most that one request asks for."""
+    most = _most_choices(queues)
+    counts = [lane.requests + (most - 1 if lane.requests else 0) for lane in queues.lanes]
+    counts[-1] += queues.late.requests  # what is late anyway may use what the loosest may
+    return counts, most
+
+
+def _most_choices(queues: ModelQueues) -> int:
+    lanes = [lane for lane in (*queues.lanes, queues.late) if lane.requests]
+    return max((ticket.request.n for lane in lanes for ticket in lane.heads(1)), default=1)
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")

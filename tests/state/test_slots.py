@@ -1,0 +1,303 @@
+"""Leases on a real server: never above the limit, whoever hammers; killed workers' slots come back; the server may do what it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.state.sharing import KEY, STANDS_S, Server, Worker, redis_binary, round_of
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    binary = redis_binary() if request.param == "redis" else ""
+    if request.param == "redis" and not binary:
+        pytest.skip("no redis-server installed")
+    made = Server(tmp_path, binary)
+    yield made
+    made.kill()
+
+
+async def becomes(true: Callable[[], Any], step: Callable[[], Awaitable[Any]], within_s: float = 5.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end_s, "not in time"
+        await step()
+        await asyncio.sleep(0.005)
+
+
+async def settled(*workers: Worker) -> None:
+    await becomes(lambda: all(w.slots.settled for w in workers), lambda: round_of(*workers))
+
+
+def total(workers: list[Worker], instance_id: str = "premium/a") -> int:
+    return sum(worker.in_flight(instance_id) for worker in workers)
+
+
+def test_a_worker_alone_has_all_slots_after_one_answer(server: Server) -> None:
+    async def run() -> None:
+        worker = Worker(server, "a", 8)
+        worker.arrive(count=1)
+        assert worker.in_flight() == 0
+        await worker.slots.renew()
+        assert worker.leased() == 8
+        assert worker.in_flight() == 1
+        assert worker.told == [False]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("limits", [(1,), (4,), (7, 16)])
+def test_four_workers_that_hammer_never_have_more_running_than_the_limit(server: Server, limits: tuple[int, ...]) -> None:
+    async def run() -> None:
+        chance = Random(7)
+        workers = [Worker(server, name, *limits) for name in "abcd"]
+        ids = list(workers[0].core.fleet.by_id)
+        started = 0
+        end_s = time.monotonic() + 1.3  # long enough for a turn to change
+
+        async def hammer(worker: Worker) -> None:
+            nonlocal started
+            while time.monotonic() < end_s:
+                for _ in range(chance.randrange(4)):
+                    worker.arrive(chance.randrange(5), n=chance.choice((1, 1, 1, 2)) if min(limits) > 1 else 1)
+                for _ in range(chance.randrange(4)):
+                    started += bool(worker.running)
+                    worker.finish(chance)
+                for number, instance_id in enumerate(ids):
+                    assert total(workers, instance_id) <= limits[number]
+                await worker.slots.renew()
+
+        await asyncio.gather(*map(hammer, workers))
+        assert started > 50
+
+    asyncio.run(run())
+
+
+def test_an_idle_worker_hands_its_slots_to_one_that_starves(server: Server) -> None:
+    async def run() -> None:
+        idle, busy = Worker(server, "a", 8), Worker(server, "b", 8)
+        await round_of(idle, busy, times=3)
+        assert idle.leased() + busy.leased() == 8
+        assert idle.leased() > 0
+        busy.arrive(rank=0, count=20)
+        await round_of(busy, idle, busy)
+        assert (idle.leased(), busy.in_flight()) == (0, 8)
+
+    asyncio.run(run())
+
+
+def test_two_workers_that_want_everything_get_half_each(server: Server) -> None:
+    async def run() -> None:
+        first, second = Worker(server, "a", 8), Worker(server, "b", 8)
+        await first.slots.renew()
+
+        async def step() -> None:
+            for worker in (first, second):
+                worker.finish()
+                worker.arrive(rank=0, count=9)
+            await round_of(first, second)
+
+        await becomes(lambda: first.in_flight() == second.in_flight() == 4, step)
+
+    asyncio.run(run())
+
+
+def test_a_killed_workers_slots_are_back_within_the_time_a_lease_stands(server: Server) -> None:
+    async def run() -> None:
+        killed, left = Worker(server, "a", 8), Worker(server, "b", 8)
+        await killed.slots.renew()
+        killed.arrive(rank=0, count=8)
+        await round_of(killed, left, times=2)
+        left.arrive(rank=0, count=8)
+        await round_of(left)
+        assert (killed.in_flight(), left.in_flight()) == (8, 0)
+        began_s = time.monotonic()
+
+        async def step() -> None:
+            await round_of(left)
+            left.arrive(rank=0)
+
+        await becomes(lambda: left.in_flight() == 8, step)
+        assert time.monotonic() - began_s >= STANDS_S * 0.5  # it stood for as long as it was promised
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_leaves_gives_its_slots_back_at_once(server: Server) -> None:
+    async def run() -> None:
+        leaving, left = Worker(server, "a", 8), Worker(server, "b", 8)
+        await round_of(leaving, left, times=2)
+        await leaving.slots.leave()
+        await round_of(left, times=2)
+        assert left.leased() == 8
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda client: client.flushall(),
+        lambda client: client.set(KEY, "garbage"),
+        lambda client: client.hset(KEY, "a", b"\xff\xfegarbage"),
+        lambda client: client.hset(KEY, "zz", b"\x92\xcb\x7f\xf0\x00\x00\x00\x00\x00\x00\x80"),
+        lambda client: client.hset(KEY, "", "never"),
+        lambda client: client.delete(KEY) and client.rpush(KEY, "x"),
+    ],
+    ids=["flushall", "wrong type", "a record overwritten", "a record that never expires", "the date overwritten", "a list"],
+)
+def test_whatever_becomes_of_the_keys_what_is_held_is_kept_and_no_limit_is_passed(server: Server, harm: Callable[[Any], Any]) -> None:
+    async def run() -> None:
+        workers = [Worker(server, name, 8) for name in "abc"]
+        await settled(*workers)
+        workers[0].arrive(rank=0, count=8)
+        await round_of(workers[0], workers[1], workers[2], workers[0], times=2)
+        assert workers[0].in_flight() == 8
+        harm(server.client())
+        for worker in workers[1:]:
+            worker.arrive(rank=0, count=8)
+        for _ in range(5):
+            await round_of(*reversed(workers))
+            assert total(workers) <= 8
+            workers[0].finish()
+
+        async def step() -> None:
+            for worker in workers[1:]:
+                worker.arrive(rank=0)
+            workers[0].finish()
+            await round_of(*workers)
+            assert total(workers) <= 8
+
+        await becomes(lambda: workers[1].in_flight() and workers[2].in_flight(), step)
+        assert not any(True in worker.told for worker in workers)
+
+    asyncio.run(run())
+
+
+def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(server: Server) -> None:
+    async def run() -> None:
+        workers = [Worker(server, name, 7) for name in "abc"]
+        await settled(*workers)
+        workers[0].arrive(rank=0, count=5)
+        await round_of(*workers, times=2)
+        held = [worker.leased() for worker in workers]
+        assert held[0] >= 5
+        server.pause()
+        await asyncio.gather(*(worker.slots.renew() for worker in workers))
+        assert workers[0].leased() >= 5 - 1
+        await becomes(lambda: all(w.slots.lost for w in workers), lambda: asyncio.gather(*(w.slots.renew() for w in workers)))
+        assert sum(worker.leased() for worker in workers) == 7
+        assert {worker.leased() for worker in workers} == {2, 3}
+        for worker in workers:
+            worker.arrive(rank=0)
+        assert all(worker.in_flight() for worker in workers)
+        server.go_on()
+        await becomes(lambda: not any(w.slots.lost for w in workers), lambda: round_of(*workers))
+        assert all(worker.told == [False, True, False] for worker in workers)
+
+    asyncio.run(run())
+
+
+def test_closed_uses_no_slot_once_its_leases_have_run_out(server: Server) -> None:
+    async def run() -> None:
+        worker = Worker(server, "a", 8, closed=True)
+        await worker.slots.renew()
+        server.pause()
+        await becomes(lambda: worker.slots.lost, worker.slots.renew)
+        worker.arrive(rank=3)
+        assert (worker.leased(), worker.in_flight()) == (0, 0)
+        server.go_on()
+        await becomes(lambda: worker.in_flight() == 1, worker.slots.renew)
+
+    asyncio.run(run())
+
+
+def test_a_server_that_comes_back_empty_finds_everybody_holding_what_they_held(server: Server) -> None:
+    async def run() -> None:
+        workers = [Worker(server, name, 8) for name in "ab"]
+        await settled(*workers)
+        workers[0].arrive(rank=0, count=6)
+        await round_of(*workers, times=3)
+        held = [worker.leased() for worker in workers]
+        server.kill()
+        server.start()
+        await round_of(*workers)
+        assert [worker.leased() for worker in workers] == held
+        assert workers[0].in_flight() == 6
+
+    asyncio.run(run())
+
+
+def test_without_a_server_at_the_start_each_goes_on_with_its_share_of_the_expected(tmp_path: Path) -> None:
+    async def run() -> None:
+        server = Server(tmp_path)
+        server.kill()
+        worker = Worker(server, "a", 8, expected=4)
+        await worker.slots.renew()
+        assert (worker.slots.lost, worker.leased()) == (True, 2)
+        scarce = Worker(server, "b", 2, expected=4)
+        await scarce.slots.renew()
+        assert scarce.leased() == 1  # going on means that each may do something
+
+    asyncio.run(run())
+
+
+def test_slots_that_waiting_work_does_not_take_are_left_to_others(server: Server) -> None:
+    async def run() -> None:
+        picky, other = Worker(server, "a", 4, 4), Worker(server, "b", 4, 4)
+        await settled(picky, other)
+        picky.arrive(rank=0, count=4)
+        await round_of(picky, other, picky)
+        # Whoever waits here has tried both instances and failed: it can use neither.
+        for _ in range(3):
+            picky.arrive(rank=0)
+        for queues in picky.core.queues.by_model.values():
+            for lane in queues.lanes:
+                for ticket in lane.tickets():
+                    ticket.tried = tuple(picky.core.fleet.by_id)
+        other.arrive(rank=0, count=20)
+        await becomes(lambda: total([picky, other]) + total([picky, other], "premium/b") == 8, lambda: round_of(picky, other))
+
+    asyncio.run(run())
+
+
+def test_commands_do_not_grow_with_requests(server: Server) -> None:
+    async def run() -> None:
+        worker = Worker(server, "a", 8)
+        await worker.slots.renew()
+        before = worker.store.calls
+        for _ in range(500):
+            worker.arrive(rank=0)
+            worker.finish()
+        assert worker.store.calls == before
+        await worker.slots.renew()
+        assert worker.store.calls <= before + 2
+
+    asyncio.run(run())
+
+
+def test_the_lowest_limit_that_somebody_with_work_there_vouches_for_is_in_force(server: Server) -> None:
+    async def run() -> None:
+        from tests.core import conftest as made
+
+        workers = [Worker(server, name, 16) for name in "ab"]
+        for worker in workers:
+            worker.live.instances_changed([made.instance("premium/a", limit=16, limit_pinned=False)])
+        await settled(*workers)
+        first, second = workers
+        first.arrive(rank=0, count=3)
+        first.core.fleet.by_id["premium/a"].limit = 16
+        first.core.fleet._set_slots(first.core.fleet.by_id["premium/a"], 6)
+        await round_of(first, second, times=4)
+        second.arrive(rank=0, count=16)
+        await round_of(first, second, times=4)
+        assert total(workers) <= 6
+
+    asyncio.run(run())
