@@ -23,7 +23,7 @@ from gateway.admin.answers import HANDLERS, error, in_steps, json_response, show
 from gateway.admin.openapi import describe
 from gateway.admin.public import health_routes
 from gateway.admin.slo import GROUPS, report, window_s
-from gateway.admin.views import DrainView, InstanceView, QueueView, ReloadView, SloReport, VersionView, Views
+from gateway.admin.views import DrainView, InstanceView, QueueView, ReloadView, SharesView, SloReport, VersionView, Views
 
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -64,6 +64,10 @@ async def _fleet(views: Views, _: Request) -> Response:
 
 async def _queues(views: Views, _: Request) -> Response:
     return json_response(views.queues())
+
+
+async def _shares(views: Views, _: Request) -> Response:
+    return json_response(views.shares())
 
 
 async def _explain(views: Views, request: Request) -> Response:
@@ -114,6 +118,7 @@ ENDPOINTS = (
     ),
     Endpoint("GET", "/admin/fleet", "Every instance with its load, limit and health.", _fleet, InstanceView, many=True),
     Endpoint("GET", "/admin/queues", "Every queue that holds requests.", _queues, QueueView, many=True),
+    Endpoint("GET", "/admin/shares", "Leases and quotas in force, and whether the shared state answers.", _shares, SharesView),
     Endpoint("GET", "/admin/requests/{request_id}", "Why one request went as it did.", _explain, errors=(404,)),
     Endpoint("GET", "/admin/config", "The configuration in force, secrets left out.", _config),
     Endpoint("GET", "/admin/version", "What runs here.", _version, VersionView),

@@ -58,6 +58,37 @@ class QueueView(View):
     late: int = Field(default=0, description="of these, requests that can no longer meet their SLO")
 
 
+class LeaseView(View):
+    """What this worker may use of one instance."""
+
+    instance_id: str
+    slots: int = Field(description="requests this worker may have there now")
+    in_flight: int = Field(description="requests it has there")
+    others_in_flight: int = Field(description="requests other workers have there, as they last said")
+    limit: int = Field(description="requests all of them together may have there")
+
+
+class QuotaView(View):
+    """One limit of one quota."""
+
+    quota: str = Field(description="the key's id, or the key's id and a class: `id/class`")
+    measure: str = Field(description="requests or tokens (a minute), or concurrent")
+    limit: int
+    remaining: int = Field(description="of the limit, as far as this worker knows of all")
+    used: int = Field(description="by this worker, in the last minute or right now")
+    wallet: int | None = Field(description="what this worker may spend until it next looks at the others; none when there are no others")
+
+
+class SharesView(View):
+    """What this worker may use of what it shares with others."""
+
+    state: str = Field(description="alone: nothing is shared; shared; lost: the store has not answered for longer than a lease stands")
+    when_lost: str = Field(description="open: a fixed share goes on; closed: requests are refused until the store is back")
+    workers: int = Field(description="that were there at the last answer, this one included")
+    leases: tuple[LeaseView, ...] = Field(description="empty when nothing is shared: each limit is this worker's alone")
+    quotas: tuple[QuotaView, ...]
+
+
 class ReloadView(View):
     """What a reload did. On failure the old configuration goes on."""
 
@@ -162,6 +193,8 @@ class Views(Protocol):
     def fleet(self) -> list[InstanceView]: ...
 
     def queues(self) -> list[QueueView]: ...
+
+    def shares(self) -> SharesView: ...
 
     def targets(self, use_case: str, experience_class: str) -> SloTargets | None:
         """What a use case is promised in a class; None when the catalogue no longer knows them."""

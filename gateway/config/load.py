@@ -185,6 +185,8 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
             expect(name, catalog.classes, "an experience class", "keys", index, "classes", at)
         expect(key.use_case, catalog.use_cases, "a use case", "keys", index, "use_case")
         expect(key.experience_class, catalog.classes, "an experience class", "keys", index, "experience_class")
+        for name in key.quota.classes if key.quota is not None else ():
+            expect(name, catalog.classes, "an experience class", "keys", index, "quota", "classes", name)
     expect(settings.classify.fallback, catalog.use_cases, "a use case", "classify", "fallback")
     for name in settings.classes:
         expect(name, catalog.classes, "an experience class", "classes", name)

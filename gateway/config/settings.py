@@ -132,6 +132,28 @@ class Pool(ConfigModel):
     """keys and certificates for the engines"""
 
 
+class QuotaLimits(ConfigModel):
+    """How much is allowed; what is left out is not limited."""
+
+    requests_per_minute: PositiveCount | None = None
+    """requests in any minute"""
+    tokens_per_minute: PositiveCount | None = None
+    """prompt and output tokens in any minute: by estimate when a request is taken, by what it came to when it is over"""
+    concurrent: PositiveCount | None = None
+    """requests at the same time, waiting ones included"""
+
+    def limits_anything(self) -> bool:
+        """Is any of the three there?"""
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None or self.concurrent is not None
+
+
+class Quota(QuotaLimits):
+    """What a key may use. 429 beyond, with the time after which it fits."""
+
+    classes: dict[Name, QuotaLimits] = {}
+    """limits for its requests of one class, which count beside those of the key"""
+
+
 class Key(ConfigModel):
     """Who may use the gateway. `slo-gateway keys new` makes one."""
 
@@ -151,6 +173,8 @@ class Key(ConfigModel):
     """the class of its requests when they do not say"""
     degrade: Flag = False
     """true: its requests rather take a looser class than a refusal"""
+    quota: Quota | None = None
+    """how much it may use; without limit when left out"""
     weight: Factor = 1.0
     """its tenant's share of a contended queue, against 1 for others"""
 

@@ -59,6 +59,7 @@ class Kind(StrEnum):
     CANNOT_MEET_SLO = "cannot_meet_slo"
     EXPIRED = "expired"
     QUOTA = "quota"
+    RATE_LIMIT = "rate_limit_exceeded"
     OVERLOADED = "overloaded"
     NO_CAPACITY = "no_capacity"
     DRAINING = "draining"
@@ -94,6 +95,7 @@ ROWS: dict[Kind, Row] = {
     Kind.CANNOT_MEET_SLO: Row(429, RATE, "The latency this request is promised cannot be kept now."),
     Kind.EXPIRED: Row(429, RATE, "The request waited as long as its class may wait, and no slot came free."),
     Kind.QUOTA: Row(429, RATE, "The quota of this API key is used up for now."),
+    Kind.RATE_LIMIT: Row(429, RATE, "The quota of this API key is used up for now."),
     Kind.OVERLOADED: Row(429, RATE, "The gateway is overloaded."),
     Kind.NO_CAPACITY: Row(503, SERVER, "No instance can serve this model now."),
     Kind.DRAINING: Row(503, SERVER, "This gateway is shutting down; another one will answer."),

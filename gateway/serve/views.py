@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gateway
-from gateway.admin.views import InstanceView, ModelView, QueueView, ReloadView, VersionView
+from gateway.admin.views import InstanceView, LeaseView, ModelView, QueueView, QuotaView, ReloadView, SharesView, VersionView
 from gateway.config.load import ConfigError
 from gateway.core import trail
 from gateway.core.flow import SloTargets
@@ -120,6 +120,44 @@ class WorkerViews:
             )
             for queue in self._worker.live.core.queues.views()
         ]
+
+    def shares(self) -> SharesView:
+        worker = self._worker
+        quotas, slots, now_s = worker.front.quotas, worker.slots, time.monotonic()
+        return SharesView(
+            state="alone" if slots is None else "shared" if slots.lost is False else "lost",
+            when_lost="closed" if slots is not None and slots.closed else "open",
+            workers=1 if slots is None else len(slots.known),
+            leases=()
+            if slots is None
+            else tuple(
+                LeaseView(
+                    instance_id=instance_id,
+                    slots=instance.leased,
+                    in_flight=instance.in_flight,
+                    others_in_flight=instance.others_in_flight,
+                    limit=slots.limit_of(instance_id) or instance.slots,
+                )
+                for instance_id, instance in worker.live.core.fleet.by_id.items()
+            ),
+            quotas=()
+            if quotas is None
+            else tuple(
+                QuotaView(
+                    quota=quota_id,
+                    measure=name,
+                    limit=measure.limit,
+                    remaining=measure.remaining(now_s),
+                    used=measure.used(now_s),
+                    wallet=measure.wallet,
+                )
+                for quota_id, name, measure in quotas.rows()
+            ),
+        )
+
+    def quota_refused(self) -> Mapping[tuple[str, str], int]:
+        quotas = self._worker.front.quotas
+        return quotas.refused if quotas is not None else {}
 
     def targets(self, use_case: str, experience_class: str) -> SloTargets | None:
         catalog = self._worker.loaded.catalog

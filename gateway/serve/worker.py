@@ -31,6 +31,8 @@ from gateway.measure.attainment import Attainment, tally_edges
 from gateway.openai.body import Body
 from gateway.predict.latency import StepFacts
 from gateway.predict.predictor import LearningPredictor
+from gateway.quota.quotas import quotas_of
+from gateway.state.slots import Slots
 from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.spans import Spans
@@ -68,6 +70,7 @@ class Worker:
         )
         self.health = Health(self.live.instance_health)
         self.front.on_attempt_failed = self._attempt_failed
+        self.slots: Slots | None = None  # leases, when instances are shared with other workers
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -81,6 +84,7 @@ class Worker:
     def _configure(self) -> None:
         settings, catalog = self.loaded.settings, self.loaded.catalog
         self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog))
+        self.front.quotas = quotas_of(settings, time.monotonic, self.front.quotas)
         self.specs = instance_specs(settings, catalog)
         made: dict[str, Upstream] = {}
         for spec in self.specs:

@@ -169,6 +169,11 @@ class Slots:
             log.debug("leases: %s", error)
             return None
 
+    def limit_of(self, instance_id: str) -> int:
+        """The limit in force for all workers together; 0 when not known."""
+        share = self._shares.get(instance_id)
+        return share.limit if share is not None else 0
+
     # ---- asking
 
     def wanting(self) -> bool:

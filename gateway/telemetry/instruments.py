@@ -6,7 +6,7 @@ as in Prometheus; in OTLP the unit is a field of its own and the prefix ends in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,12 +76,53 @@ class QueueLoad(Protocol):
     def oldest_s(self) -> float: ...
 
 
+class LeaseNow(Protocol):
+    """What this worker may use of an instance."""
+
+    @property
+    def instance_id(self) -> str: ...
+    @property
+    def slots(self) -> int: ...
+
+
+class QuotaNow(Protocol):
+    """One limit of one quota."""
+
+    @property
+    def quota(self) -> str: ...
+    @property
+    def measure(self) -> str: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def remaining(self) -> int: ...
+
+
+class SharesNow(Protocol):
+    """What this worker may use of what it shares with others."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def leases(self) -> Sequence[LeaseNow]: ...
+    @property
+    def quotas(self) -> Sequence[QuotaNow]: ...
+
+
 class Sources(Protocol):
     """Where gauges and the process's own counters come from; implemented by serve.py over the live objects."""
 
     def fleet(self) -> Iterable[InstanceLoad]: ...
 
     def queues(self) -> Iterable[QueueLoad]: ...
+
+    def shares(self) -> SharesNow: ...
+
+    def quota_refused(self) -> Mapping[tuple[str, str], int]:
+        """Requests refused because a quota was used up, by quota and measure."""
+        ...
 
     def targets(self, use_case: str, experience_class: str) -> SloTargets | None: ...
 
@@ -179,6 +220,10 @@ def _per_instance(figure: Callable[[InstanceLoad], float]) -> Callable[[Sources,
     return lambda sources, _: [((i.pool, i.tier, i.model, i.instance_id), figure(i)) for i in sources.fleet()]
 
 
+def _quotas(sources: Sources) -> Sequence[QuotaNow]:
+    return sources.shares().quotas
+
+
 def _per_queue(figure: Callable[[QueueLoad], float]) -> Callable[[Sources, Iterable[CellKey]], Samples]:
     return lambda sources, _: [((q.model, q.experience_class), figure(q)) for q in sources.queues()]
 
@@ -201,6 +246,7 @@ def _targets(sources: Sources, cells: Iterable[CellKey]) -> Samples:
 
 _INSTANCE = ("pool", "tier", "model", "instance_id")  # `instance` is what Prometheus calls the gateway it reads
 _QUEUE = ("model", "experience_class")
+_QUOTA = ("quota", "measure")
 
 METRICS: tuple[Metric, ...] = (
     # What users got, against what they were promised.
@@ -324,6 +370,36 @@ METRICS: tuple[Metric, ...] = (
     Reading("slo_gateway_queue_requests", "Requests that wait for a slot.", _QUEUE, _per_queue(lambda q: q.requests)),
     Reading("slo_gateway_queue_bytes", "Bytes of their bodies.", _QUEUE, _per_queue(lambda q: q.bytes), unit="By"),
     Reading("slo_gateway_queue_oldest_seconds", "How long the oldest has waited.", _QUEUE, _per_queue(lambda q: q.oldest_s), unit="s"),
+    # What is shared with other workers, and what keys may use.
+    Reading(
+        "slo_gateway_state_shared",
+        "1 while leases of the shared state stand, 0 when it is lost; absent when nothing is shared.",
+        (),
+        lambda sources, _: [((), now.state == "shared")] if (now := sources.shares()).state != "alone" else [],
+    ),
+    Reading("slo_gateway_workers", "Workers that share instances and quotas.", (), lambda sources, _: [((), sources.shares().workers)]),
+    Reading(
+        "slo_gateway_leased_slots",
+        "Requests this worker may have on an instance, of the limit it shares with others.",
+        ("instance_id",),
+        lambda sources, _: [((lease.instance_id,), lease.slots) for lease in sources.shares().leases],
+    ),
+    Reading(
+        "slo_gateway_quota_limit", "A key's quota.", _QUOTA, lambda sources, _: [((q.quota, q.measure), q.limit) for q in _quotas(sources)]
+    ),
+    Reading(
+        "slo_gateway_quota_remaining",
+        "What is left of it now.",
+        _QUOTA,
+        lambda sources, _: [((q.quota, q.measure), q.remaining) for q in _quotas(sources)],
+    ),
+    Reading(
+        "slo_gateway_quota_refused_total",
+        "Requests refused because a quota was used up; they count neither as offered nor as missed.",
+        _QUOTA,
+        lambda sources, _: sources.quota_refused().items(),
+        kind="counter",
+    ),
     # The process itself.
     Reading("slo_gateway_ready", "1 when traffic should be sent here.", (), lambda sources, _: [((), not sources.not_ready())]),
     Reading("slo_gateway_connections", "Open client connections.", (), lambda sources, _: [((), sources.connections())]),

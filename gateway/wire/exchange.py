@@ -36,6 +36,7 @@ from gateway.wire.relay import Relay
 if TYPE_CHECKING:
     from gateway.classify.explicit import Tenant
     from gateway.openai.framing import Head
+    from gateway.quota.quotas import Reserved
     from gateway.wire.front import Front
     from gateway.wire.protocol import ClientConnection
 
@@ -79,6 +80,7 @@ class Exchange:
         "raw",
         "refusal",
         "relay",
+        "reserved",
         "ticket",
         "traceparent",
     )
@@ -98,6 +100,7 @@ class Exchange:
         self.outcome: Outcome | None = None
         self.begun = False  # a byte of the answer is out
         self.key_id = ""
+        self.reserved: Reserved | None = None  # of its key's quotas
         self.traceparent = head.fields.get(b"traceparent", b"")
         self._attempt: Outcome | None = None
         self._failure: tuple[FailReason, ApiError, bool, bool] | None = None
@@ -138,6 +141,8 @@ class Exchange:
         request = self._request(body, tenant)
         tag = front.classifier.tag(body, fields, tenant, request.prompt_tokens)
         ticket = self.ticket = front.live.ticket(request, tag, self)
+        if front.quotas is not None:
+            self.reserved = front.quotas.reserve(tenant.key_id, ticket)
         front.live.submit(ticket)
         while True:
             while self.placement is None:
@@ -302,6 +307,8 @@ class Exchange:
             framing = b"transfer-encoding: chunked\r\n"
         if not head.keep_alive:
             framing += b"connection: close\r\n"
+        if self.reserved is not None and self.front.quotas is not None:
+            framing += self.front.quotas.fields(self.reserved)
         return b"%b%bcontent-type: %b\r\n%bx-request-id: %b\r\n%b\r\n" % (
             answers.status_line(status),
             self.client.default_fields(),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.live import Live
     from gateway.measure.attainment import Cell
     from gateway.openai.body import Body
+    from gateway.quota.quotas import Quotas
     from gateway.wire.exchange import Exchange
     from gateway.wire.keys import Keys
     from gateway.wire.protocol import ClientConnection
@@ -56,6 +57,8 @@ class Front:
         self.hits: Counter[str] = Counter()  # limits that were reached, by name
         self.errors: Counter[str] = Counter()  # errors answered, by code
         self.draining = False
+        self.quotas: Quotas | None = None  # of API keys, when any has one
+        self.closed = False  # what the workers share is lost, and the configuration says not to go on without
         self.exchanges = 0
         self.onward: Callable[[bytes, str], bytes] = lambda traceparent, request_id: traceparent
         self.on_attempt_failed: Callable[[Placement, FailReason], None] = lambda placement, reason: None
@@ -122,6 +125,8 @@ class Front:
 
     def admit(self, exchange: Exchange, tenant: Tenant) -> None:
         """Before anything is read of a request: is there room for another one of this key at all?"""
+        if self.closed:
+            raise ApiError(Kind.NO_CAPACITY, "This gateway has lost its shared state.", headers=((b"retry-after", b"1"),))
         key_id = tenant.key_id
         if key_id:
             if self._per_key[key_id] >= self.limits.connections_per_key:
@@ -135,6 +140,9 @@ class Front:
         if exchange.key_id:
             self._per_key[exchange.key_id] -= 1
             exchange.key_id = ""
+        if exchange.reserved is not None and self.quotas is not None:
+            self.quotas.settle(exchange.reserved, exchange.outcome)
+            exchange.reserved = None
         exchange.over()
 
     def attempt_failed(self, placement: Placement, reason: FailReason) -> None:

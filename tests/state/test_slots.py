@@ -105,6 +105,7 @@ def test_two_workers_that_want_everything_get_half_each(server: Server) -> None:
             await round_of(first, second)
 
         await becomes(lambda: first.in_flight() == second.in_flight() == 4, step)
+        assert first.leased() == second.leased() == 4
 
     asyncio.run(run())
 
@@ -264,6 +265,7 @@ def test_slots_that_waiting_work_does_not_take_are_left_to_others(server: Server
                     ticket.tried = tuple(picky.core.fleet.by_id)
         other.arrive(rank=0, count=20)
         await becomes(lambda: total([picky, other]) + total([picky, other], "premium/b") == 8, lambda: round_of(picky, other))
+        assert other.in_flight() + other.in_flight("premium/b") >= 4
 
     asyncio.run(run())
 
