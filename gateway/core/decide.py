@@ -317,7 +317,7 @@ class Core:
             if instance.returned_at_s > -inf:
                 self.fleet.warm_up(instance, now_s)
             if instance.residents:
-                self.fleet.count_context(instance)
+                self.fleet.count_context(instance, now_s)
         for instance, limit in self.controller.limits(self.fleet, now_s):
             self.fleet.set_limit(instance, limit)
         return [*actions, *self._everywhere(now_s)]

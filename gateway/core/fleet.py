@@ -261,8 +261,10 @@ class Fleet:
             self.leaving.remove(instance)
         return instance
 
-    def count_context(self, instance: Instance) -> None:
-        """Bring the context up to date with what the relay has counted since."""
+    def count_context(self, instance: Instance, now_s: float) -> None:
+        """Bring the context up to date with what the relay has counted since, and let the predictor see the same."""
+        if self._predictor is not None:
+            self._predictor.passing(instance, now_s)
         grown_tokens = 0
         for placement in instance.residents:
             context_tokens = placement.ticket.request.prompt_tokens + placement.output_tokens

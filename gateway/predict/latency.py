@@ -21,12 +21,8 @@ from itertools import islice
 from typing import Any
 
 from gateway.core.flow import Placement
-from gateway.predict.regression import Drift, RatioQuantiles, Regression
-
-# Step times in milliseconds: a + b * sequences + c * context_tokens / 1000 + d * prefill_tokens / 1000.
-StepFacts = tuple[float, float, float, float]
-
-UNKNOWN_GPU: StepFacts = (15.0, 0.01, 0.2, 120.0)  # between an A100 and an L40S
+from gateway.predict.kinds import UNKNOWN_GPU, KeyModel, StepFacts
+from gateway.predict.regression import Drift
 
 # Prompt tokens an engine reads in one step: vLLM's default for online serving. Only the shape of the prior depends on it.
 CHUNK_K = 2.048
@@ -35,6 +31,9 @@ PREFILL_MEMORY_S = 10.0
 # A pace is judged over at least this many tokens; fewer, and the step in progress when the window opened weighs too much.
 PACE_TOKENS = 8
 LONG_PACE_TOKENS = 400
+# The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
+PACE_TRUST = 0.8
+MOVED_LITTLE = 0.87
 # From then on only every fourth sample moves the shared model, unless it is off: the bias follows all of them, at a tenth of the cost.
 SETTLED_SAMPLES = 256
 LEARN_EVERY_S = 0.02
@@ -42,37 +41,6 @@ LEARN_EVERY_S = 0.02
 FRESH_S = 0.5
 REDEPLOYED_SAMPLES = 20
 MAX_INSTANCES = 4096
-
-
-class KeyModel:
-    """What is known of one kind of instance."""
-
-    __slots__ = ("first", "first_ratio", "step")
-
-    def __init__(self, facts: StepFacts) -> None:
-        a, b, c, d = (max(fact, 1e-4) / 1000 for fact in facts)
-        self.step = Regression([a, b, c, d], [a, 4 * b + a / 50, c, d])
-        # The first token costs its prompt, a step and on average half a step's wait, and a step more per further chunk.
-        self.first = Regression([0.002, d, 0.0, d, 1.0, 1.0], [0.01, d, d / 20, d, 0.5, 0.7])
-        self.first_ratio = RatioQuantiles()
-
-    def state(self) -> dict[str, Any]:
-        return {"step": self.step.state(), "first": self.first.state(), "first_ratio": self.first_ratio.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.step.restore(state["step"])
-        self.first.restore(state["first"])
-        self.first_ratio.restore(state["first_ratio"])
-
-    def fork(self, step_ratio: float, first_ratio: float) -> KeyModel:
-        """A model of its own for an instance that has become another engine than its kind: same shape, new doubt."""
-        fork = KeyModel(UNKNOWN_GPU)
-        fork.step, fork.first = self.step.scaled(step_ratio), self.first.scaled(1.0)
-        weights, spread, ratio = fork.first.weights, fork.first.spread, first_ratio
-        for index in range(4):  # the step enters the first token's model as a feature and is scaled already
-            weights[index] *= ratio
-            spread[index] *= max(ratio, 1.0)
-        return fork
 
 
 class Note:
@@ -205,7 +173,7 @@ class Load:
         self.step_weights = a, b, c, _ = key.step.weights
         self.fresh_at_s = now_s
         others_seqs, _, others_context = self.others
-        self.context_k = max((self.prompt_tokens + self.decoding * self.steps - self.steps_at_first) / 1000, 0.0)
+        self._weigh()
         decoding = self.decoding + others_seqs
         plain_s = a + b * decoding + c * (self.context_k + others_context / 1000)
         self.step_s = max(plain_s * self.step_drift.value, 1e-4)
@@ -293,6 +261,7 @@ class Load:
         self.prompt_tokens += note.context_tokens
         self.steps_at_first += self.steps * note.sequences
         note.first_steps = self.steps
+        self._weigh()
         self.pace_prefilled += note.new_tokens / 1000
 
     def ends(self, placement: Placement, now_s: float) -> None:
@@ -310,6 +279,7 @@ class Load:
             if self.decoding <= 0:
                 self.decoding = self.prompt_tokens = 0
                 self.steps = self.steps_at_first = 0.0
+            self._weigh()
         if self.probe is placement:
             self.probe = None
 
@@ -322,6 +292,7 @@ class Load:
                     self._look(placement)
                     break
             return None
+        self._recount(probe)
         tokens = probe.output_tokens - self.pace_from
         if tokens < PACE_TOKENS or (self.pending and tokens < LONG_PACE_TOKENS):
             return None  # too few, or a prompt half read: the long window can bear that
@@ -333,6 +304,19 @@ class Load:
         sample = [1.0, sequences, context_k, self.pace_prefilled / tokens], took_s / tokens
         self._look(probe)
         return sample if took_s > 0 else None
+
+    def _weigh(self) -> None:
+        context_tokens = self.prompt_tokens + self.decoding * self.steps - self.steps_at_first
+        self.context_k = context_tokens / 1000 if context_tokens > 0.0 else 0.0
+
+    def _recount(self, probe: Placement) -> None:
+        """Steps are reckoned from predicted paces; a resident whose tokens are counted says how many there really were."""
+        note: Note = probe.features
+        if note.first_steps < 0 or not probe.last_token_at_s:
+            return
+        since = max(self.at_s - probe.last_token_at_s, 0.0) * (1.0 - self.prefill_ratio_at(self.at_s)) / self.step_s
+        self.steps = note.first_steps + probe.output_tokens - 1 + since
+        self._weigh()
 
     def _look(self, placement: Placement) -> None:
         self.probe = placement
@@ -354,7 +338,10 @@ class Load:
         if predicted_s <= 0:
             return
         ratio = took_s / predicted_s
-        drift.follow(ratio / drift.value)
+        moved = drift.follow(ratio / drift.value, PACE_TRUST)
+        if not MOVED_LITTLE < moved < 1 / MOVED_LITTLE:
+            # What slows its steps so suddenly slows its reading too, and first tokens are too rare to tell of it in time.
+            self.ttft_drift.value *= moved
         if step.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
             step.learn(features, took_s / drift.value)
         self._redeployed()

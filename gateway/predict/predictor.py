@@ -10,7 +10,8 @@ from typing import Any
 
 from gateway.core.fleet import Instance
 from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Result, Ticket
-from gateway.predict.latency import Latencies, Load, StepFacts
+from gateway.predict.kinds import StepFacts
+from gateway.predict.latency import Latencies, Load
 from gateway.predict.lengths import Lengths
 from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios
@@ -118,6 +119,12 @@ class LearningPredictor:
         if outcome.result is Result.COMPLETED and outcome.output_tokens > 0:
             capped = request.max_output_tokens is not None and outcome.output_tokens >= request.max_output_tokens
             self.lengths.learn(request.tenant, request.app, tag.use_case, outcome.output_tokens, capped)
+
+    def passing(self, instance: Instance, now_s: float) -> None:
+        """Time passes there: an engine that has slowed down shows it in its residents' tokens before anything begins or ends."""
+        load = self._load(instance.spec)
+        self._look(load, instance, now_s)
+        load.stale()
 
     def _look(self, load: Load, instance: Instance, now_s: float) -> None:
         load.advance(now_s)

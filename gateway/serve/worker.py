@@ -29,7 +29,7 @@ from gateway.engines.health import Health
 from gateway.live import Live
 from gateway.measure.attainment import Attainment, tally_edges
 from gateway.openai.body import Body
-from gateway.predict.latency import StepFacts
+from gateway.predict.kinds import StepFacts
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.state.slots import Slots

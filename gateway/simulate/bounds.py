@@ -48,6 +48,9 @@ class ExactPredictor:
     def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
         """See `started`."""
 
+    def passing(self, instance: Instance, now_s: float) -> None:
+        """See `started`."""
+
     def _read_ratio(self, name: str, now_s: float) -> float:
         ratio, at_s = self._read.get(name, (0.0, 0.0))
         return float(min(ratio * 2.718281828 ** ((at_s - now_s) / 10.0), 0.8))

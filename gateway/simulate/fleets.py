@@ -13,7 +13,7 @@ from random import Random
 from gateway.config.catalog import Catalog
 from gateway.config.gpus import Gpus
 from gateway.core.flow import InstanceSpec
-from gateway.predict.latency import StepFacts
+from gateway.predict.kinds import StepFacts
 from gateway.simulate.machine import MachineFacts
 
 MODEL = "model-8b"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -38,6 +39,21 @@ class Seen:
 
 
 @dataclass
+class Gap:
+    """What the next gap of an instance's residents was expected to be, and what its engine's step is without jitter."""
+
+    at_s: float
+    instance_id: str
+    predicted_s: float
+    true_s: float
+
+
+def mape(pairs: Iterable[tuple[float, float]]) -> float:
+    """Mean of |predicted / true - 1| over (predicted, true)."""
+    return statistics.mean(abs(predicted / true - 1) for predicted, true in pairs)
+
+
+@dataclass
 class Bench:
     """Drives a predictor by engines of these facts; `run` may be called again to go on."""
 
@@ -50,7 +66,7 @@ class Bench:
     output_ratio: float = 1.0
     now_s: float = 0.0
     seen: list[Seen] = field(default_factory=list)
-    pace_errors: list[tuple[float, float]] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.chance = Random(self.seed)
@@ -59,6 +75,15 @@ class Bench:
         self.queue: list[tuple[float, int, Callable[[float], None]]] = []
         self.order = 0
         self.next_at_s = 0.0
+        self.second_s = 0.0
+
+    def second(self, now_s: float) -> None:
+        """What the core does once a second."""
+        for name, instance in self.instances.items():
+            if instance.residents:
+                self.machines[name].tell(now_s)
+                self.predictor.passing(instance, now_s)
+                self.compare(name, now_s)
 
     def run(self, requests: int) -> list[Seen]:
         """Send this many more; those of them that completed."""
@@ -67,6 +92,9 @@ class Bench:
         while sent < requests:
             machine = min(self.machines.values(), key=lambda m: m.next_at_s)
             at_s = min(machine.next_at_s, self.next_at_s, self.queue[0][0] if self.queue else math.inf)
+            while self.second_s < at_s:
+                self.second_s += 1.0
+                self.second(self.second_s)
             self.now_s = at_s
             if self.queue and self.queue[0][0] <= at_s:
                 heapq.heappop(self.queue)[2](at_s)
@@ -82,6 +110,7 @@ class Bench:
         if not free:
             return 0
         instance = self.chance.choice(free)
+        self.machines[instance.spec.instance_id].tell(now_s)  # a live relay has counted every token that passed
         use_case, prompt, output = self.chance.choice(PROFILES)
         prompt_tokens = max(round(prompt * math.exp(self.chance.gauss(0, 0.3))), 1)
         output_tokens = max(round(output * self.output_ratio * math.exp(self.chance.gauss(0, 0.5))), 2)
@@ -93,14 +122,22 @@ class Bench:
         seen = Seen(now_s, spec.instance_id, believed.ttft_s, believed.itl_s)
         self.seen.append(seen)
         ticket.handle = seen
+        self.compare(instance.spec.instance_id, now_s)
         instance.in_flight += 1
-        instance.residents.add(placement)
+        instance.residents[placement] = None
         self.predictor.started(placement, instance, now_s)
         machine = self.machines[spec.instance_id]
         sequence = Sequence(placement, prompt_tokens, output_tokens)
         self.order += 1
         heapq.heappush(self.queue, (now_s + machine.facts.overhead_s, self.order, lambda at_s: machine.submit(sequence, at_s)))
         return 1
+
+    def compare(self, instance_id: str, now_s: float) -> None:
+        machine, load = self.machines[instance_id], self.predictor.latencies.loads[instance_id]
+        if machine.decoding:
+            load.advance(now_s)
+            load.refresh(now_s)
+            self.gaps.append(Gap(now_s, instance_id, load.step_s, machine.facts.step_s(machine.decoding, machine.context_tokens)))
 
     def step(self, machine: Machine, now_s: float) -> None:
         first, done = machine.run(now_s)
@@ -115,13 +152,13 @@ class Bench:
             placement = sequence.owner
             instance = self.instances[placement.instance_id]
             instance.in_flight -= 1
-            instance.residents.discard(placement)
+            instance.residents.pop(placement, None)
             placement.output_tokens, placement.last_token_at_s = sequence.output_tokens, now_s
             tpot_s = (now_s - sequence.first_at_s) / max(sequence.output_tokens - 1, 1)
             placement.ticket.handle.tpot_s = tpot_s
             outcome = Outcome(Result.COMPLETED, tpot_s=tpot_s, output_tokens=sequence.output_tokens, tokens_estimated=False)
             self.predictor.finished(placement, instance, outcome, now_s)
-        machine.plan(now_s)
+        machine.plan(now_s, 8)  # no more steps at once, so that a change of the engine is felt soon
 
 
 def spec_of(name: str, gpu: str = "L40S", config: str = "w8") -> InstanceSpec:

@@ -1,0 +1,102 @@
+"""How far predictions lie from the truth, on simulated engines whose form differs from the predictor's: after the first 500 requests,
+under the default policy, told the right facts, half and twice of them.
+
+    python loadtests/predictor.py [--fleet '3xH100 + 4xL40S:w8 + 4xA10:w4'] [--rate 4] [--span 400] [--json]
+
+First token: expected at the start against what came. Gap now: the expected next gap of an engine's residents against the engine's own
+step without jitter. Gap of the answer: expected at the start against the mean of the whole answer, which also holds what came later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from random import Random
+
+from gateway.core.fleet import Instance
+from gateway.core.flow import Outcome, Placement, Result
+from gateway.predict.kinds import StepFacts
+from gateway.predict.predictor import LearningPredictor
+from gateway.simulate.fleets import fleet
+from gateway.simulate.knee import shipped_catalog
+from gateway.simulate.machine import Machine
+from gateway.simulate.run import Simulation, policy_named
+from gateway.simulate.workload import Workload, jobs
+
+
+class Watched(LearningPredictor):
+    """Keeps (expected, true) of every kind of figure, from the 500th request on."""
+
+    def __init__(self, facts: dict[str, StepFacts], machines: dict[str, Machine], after: int) -> None:
+        super().__init__(facts)
+        self.machines, self.after, self.begun = machines, after, 0
+        self.figures: dict[str, list[tuple[float, float]]] = {"first_token": [], "gap_now": [], "gap_of_the_answer": []}
+
+    def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
+        name = placement.instance_id
+        machine, load = self.machines[name], self.latencies.loads.get(name)
+        self.begun += 1
+        if self.begun > self.after and load is not None and machine.decoding == load.decoding > 0 and machine.emitted_tokens:
+            load.advance(now_s)
+            load.refresh(now_s)
+            self.figures["gap_now"].append((load.step_s, machine.facts.step_s(machine.decoding, machine.context_tokens)))
+        super().started(placement, instance, now_s)
+
+    def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:
+        if self.begun > self.after and placement.features is not None:
+            expected_s = placement.features.expected_first_at_s - placement.started_at_s
+            self.figures["first_token"].append((expected_s, now_s - placement.started_at_s))
+        super().first_token(placement, instance, now_s)
+
+    def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
+        if self.begun > self.after and outcome.result is Result.COMPLETED and outcome.tpot_s:
+            self.figures["gap_of_the_answer"].append((placement.features.itl_s, outcome.tpot_s))
+        super().finished(placement, instance, outcome, now_s)
+
+
+def measured(text: str, rate: float, span_s: float, misjudged: float, seed: int, after: int) -> dict[str, object]:
+    from gateway.config.gpus import shipped_gpus
+
+    catalog = shipped_catalog()
+    described = fleet(text, catalog, shipped_gpus()).misjudged(misjudged)
+    made: list[Watched] = []
+
+    def predictor(machines: dict[str, Machine]) -> Watched:
+        made.append(Watched(described.facts, machines, after))
+        return made[0]
+
+    sent = jobs(Workload(), catalog, rate, span_s, seed)
+    Simulation(described, sent, catalog, policy_named("best_value"), predictor, span_s=span_s, seed=seed).run()
+    result: dict[str, object] = {"fleet": text, "rate_per_s": rate, "seed": seed, "misjudged": misjudged}
+    for name, pairs in made[0].figures.items():
+        errors = [abs(expected / true - 1) for expected, true in pairs if true > 0]
+        result[f"{name}_mape"] = statistics.mean(errors) if errors else None
+        result[f"{name}_samples"] = len(errors)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fleet", default="3xH100 + 4xL40S:w8 + 4xA10:w4")
+    parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--span", type=float, default=400.0)
+    parser.add_argument("--after", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=Random().randrange(1_000))
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if not given.json:
+        print(f"{given.fleet}, {given.rate:g}/s for {given.span:g} s, seed {given.seed}, after {given.after} requests")
+        print(f"{'facts told':>12} {'first token':>12} {'gap now':>9} {'gap of the answer':>18}")
+    for misjudged in (1.0, 0.5, 2.0):
+        told = measured(given.fleet, given.rate, given.span, misjudged, given.seed, given.after)
+        if given.json:
+            print(json.dumps(told))
+        else:
+            figures = [told["first_token_mape"], told["gap_now_mape"], told["gap_of_the_answer_mape"]]
+            first, now, answer = (f"{figure:.1%}" if isinstance(figure, float) else "-" for figure in figures)
+            print(f"{misjudged:>11g}x {first:>12} {now:>9} {answer:>18}")
+
+
+if __name__ == "__main__":
+    main()
