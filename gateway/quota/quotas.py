@@ -91,11 +91,13 @@ class Quotas:
         """A reload changes limits, not what has been used of them. The old measures live on: what runs settles with them."""
         for quota_id, quota in self.by_id.items():
             old = before.by_id.get(quota_id)
-            for name, measure in quota.measures.items() if old is not None else ():
+            for name, measure in quota.measures.items():
                 known = old.measures.get(name) if old is not None else None
                 if known is not None:
                     known.limit = measure.limit
                     quota.measures[name] = known
+                elif self.look_s:
+                    measure.wallet = 0  # until the others have been asked
 
     # ---- requests
 

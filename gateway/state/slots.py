@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from time import monotonic
 from typing import Any, Protocol
 from zlib import crc32
@@ -26,6 +25,7 @@ from gateway.core.fleet import Instance
 from gateway.core.flow import UNSHARED, Lease
 from gateway.core.queues import ModelQueues
 from gateway.live import Live
+from gateway.state.script_text import script_text
 from gateway.state.shares import shares, static_share
 
 log = logging.getLogger("slo_gateway")
@@ -41,7 +41,7 @@ TURN_S = 1.0
 DECLINED_S = 0.5
 """a slot that waiting work did not take is not asked for again for this long: that work cannot use this instance"""
 
-SCRIPT = files("gateway.state").joinpath("slots.lua").read_text()
+SCRIPT = script_text("slots.lua")
 
 
 class Row(msgspec.Struct, array_like=True):

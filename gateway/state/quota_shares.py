@@ -1,0 +1,137 @@
+"""Quotas that many workers keep together: each spends from a wallet of its own, and several times a second the wallets are filled anew.
+
+A worker tells what it has used of each limit, what its wallet still holds and how much is asked of it; the script (quotas.lua) divides
+what is left between the workers by that demand. What all have used and all wallets hold never adds up to more than a limit. Nothing of it
+is on the request path: there a wallet is a number that is enough or not (quota/measure.py).
+
+Without an answer for longer than STANDS_S each worker goes on with its equal part of every limit, counting what it has spent itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from gateway.quota.measure import Measure
+from gateway.quota.quotas import Quotas
+from gateway.state.script_text import script_text
+from gateway.state.slots import STANDS_S, Runs
+
+log = logging.getLogger("slo_gateway")
+
+EVERY_S = 0.2
+"""between looks at the others"""
+MOST_ROWS = 500
+"""limits that are looked after all the time; with more of them, those that nobody uses wait for their first request"""
+RESTING_RATIO = 0.001
+"""of a limit, taken for the demand of a worker that has none: what nobody asks for is spread evenly"""
+
+SCRIPT = script_text("quotas.lua")
+_grants = msgspec.msgpack.Decoder(list[tuple[int, int]])
+
+
+class QuotaShares:
+    """One worker's. `quotas` gives those in force, which a reload replaces."""
+
+    def __init__(
+        self,
+        quotas: Callable[[], Quotas | None],
+        store: Runs,
+        key: str,
+        worker: str,
+        *,
+        expected: int = 1,
+        stands_s: float = STANDS_S,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.workers = max(expected, 1)  # that were there at the last answer
+        self.lost: bool | None = None  # wallets no longer stand; None before the first answer, or its failure
+        self._quotas = quotas
+        self._store = store
+        self._key = key
+        self._worker = worker
+        self._stands_s = stands_s
+        self._clock = clock
+        self._until_s = 0.0
+        self._made_ms = 0  # when what we last saw there was made
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        self.begin()
+        while True:
+            try:
+                await self.look()
+            except Exception:
+                log.exception("quotas could not be shared")
+            await asyncio.sleep(EVERY_S)
+
+    def begin(self) -> None:
+        """Spend nothing until there is an answer."""
+        quotas = self._quotas()
+        if quotas is not None:
+            quotas.look_s = EVERY_S
+            for _, _, measure in quotas.rows():
+                measure.wallet = 0
+
+    async def look(self) -> bool:
+        """Tell the others and hear from them. False when there was no answer."""
+        quotas = self._quotas()
+        if quotas is None:
+            return True
+        if not quotas.look_s:  # a reload has brought the first ones
+            self.begin()
+        now_s = self._clock()
+        rows = self._rows(quotas, now_s)
+        asked = [self._asks(name, measure, now_s) for name, measure in rows]
+        try:
+            args = (self._worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked))
+            reply = await self._store.run(SCRIPT, [self._key], args)
+        except OSError as error:
+            log.debug("quotas: %s", error)
+            if self._clock() >= self._until_s:
+                self.fall_back()
+            return False
+        self._answered(rows, asked, reply, now_s)
+        return True
+
+    def _rows(self, quotas: Quotas, now_s: float) -> list[tuple[str, Measure]]:
+        rows = [(f"{quota_id} {name}", measure) for quota_id, name, measure in quotas.rows()]
+        if len(rows) > MOST_ROWS:
+            used: list[tuple[str, Measure]] = []
+            for name, measure in rows:
+                if measure.demanded or measure.demand > 0.01 or measure.used(now_s):
+                    used.append((name, measure))
+                else:
+                    measure.wallet, measure.share = None, 1.0 / self.workers
+            return used
+        return rows
+
+    def _asks(self, name: str, measure: Measure, now_s: float) -> tuple[str, int, int, int, float, int]:
+        used = measure.used(now_s)
+        if measure.wallet is None:
+            # Our part of the limit, as long as nobody has said otherwise; nothing when we have only just come.
+            measure.wallet = max(int(measure.limit * measure.share) - used, 0) if self.lost else 0
+        lasts_s = measure.window.empty_in_s(now_s) if measure.window is not None else 0.0
+        demand = measure.looked() + max(measure.limit * RESTING_RATIO, 0.01)
+        return name, measure.limit, used, max(measure.wallet, 0), demand, int(lasts_s * 1000.0)
+
+    def _answered(self, rows: list[tuple[str, Measure]], asked: Sequence[Sequence[Any]], reply: Sequence[Any], asked_at_s: float) -> None:
+        _, self._made_ms, _, self.workers, packed = reply
+        for (_, measure), ask, (wallet, others_used) in zip(rows, asked, _grants.decode(packed), strict=True):
+            spent_since = ask[3] - measure.wallet if measure.wallet is not None and measure.wallet < ask[3] else 0
+            measure.wallet = wallet - spent_since
+            measure.others_used = others_used
+        self._until_s = asked_at_s + self._stands_s
+        self.lost = False
+
+    def fall_back(self) -> None:
+        """Nobody answers: an equal part of every limit, by what this worker has spent itself."""
+        self.lost = True
+        quotas = self._quotas()
+        for _, _, measure in quotas.rows() if quotas is not None else ():
+            measure.wallet, measure.share = None, 1.0 / self.workers
