@@ -23,6 +23,7 @@ BAD_CONFIG, USAGE = 78, 2
 @click.option("--model", help="What applications ask for, when there is no FILE.")
 @click.option("--pool", "pools", multiple=True, metavar=GRAMMAR, help="A pool of engines, when there is no FILE; may be given again.")
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="observe: measure everything, hold back and refuse nothing.")
+@click.option("--state", metavar="URL", help="Redis or Valkey that several gateways share: redis://HOST:PORT.")
 def command(
     file: str | None,
     port: int | None,
@@ -31,6 +32,7 @@ def command(
     model: str | None,
     pools: tuple[str, ...],
     mode: str | None,
+    state: str | None,
 ) -> None:
     """Run the gateway.
 
@@ -51,14 +53,13 @@ def command(
 
     def read() -> Loaded:
         loaded = load(file)
-        changes = {"port": port, "host": host}
-        if any(value is not None for value in (*changes.values(), admin_port, mode)):
-            loaded = _changed(loaded, port, host, admin_port, mode)
+        if any(value is not None for value in (port, host, admin_port, mode, state)):
+            loaded = _changed(loaded, port, host, admin_port, mode, state)
         return loaded
 
     try:
         if model:
-            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, mode=mode)
+            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, mode=mode, state=state)
             reload = None
         else:
             loaded = read()
@@ -91,16 +92,24 @@ def command(
     sys.exit(status)
 
 
-def _changed(loaded: Loaded, port: int | None, host: str | None, admin_port: int | None, mode: str | None) -> Loaded:
+def _changed(loaded: Loaded, port: int | None, host: str | None, admin_port: int | None, mode: str | None, state: str | None) -> Loaded:
     """The file's settings with the command line's on top."""
     from dataclasses import replace
 
+    from gateway.config.load import Finding
+    from gateway.config.state_url import parse_state_url
     from gateway.core.flow import Mode
 
     settings = loaded.settings
     listen = settings.listen.model_copy(update={k: v for k, v in (("port", port), ("host", host)) if v is not None})
     admin = settings.admin.model_copy(update={"port": admin_port} if admin_port is not None else {})
     update = {"listen": listen, "admin": admin} | ({"mode": Mode(mode)} if mode is not None else {})
+    if state is not None:
+        try:
+            parse_state_url(state)
+        except ValueError as wrong:
+            raise ConfigError([Finding("(arguments)", None, "--state", f"expected {wrong}")]) from None
+        update["state"] = settings.state.model_copy(update={"url": state})
     return replace(loaded, settings=settings.model_copy(update=update))
 
 

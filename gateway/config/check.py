@@ -156,6 +156,8 @@ def _every_secret(loaded: Loaded) -> list[tuple[tuple[str | int, ...], str]]:
     secrets: list[tuple[tuple[str | int, ...], str]] = []
     if settings.admin.key is not None:
         secrets.append((("admin", "key"), settings.admin.key.get_secret_value()))
+    if settings.state.password is not None:
+        secrets.append((("state", "password"), settings.state.password.get_secret_value()))
     for index, key in enumerate(settings.keys):
         if key.key is not None:
             secrets.append((("keys", index, "key"), key.key.get_secret_value()))

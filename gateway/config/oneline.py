@@ -26,6 +26,7 @@ def loaded_from_args(
     host: str | None = None,
     admin_port: int | None = None,
     mode: str | None = None,
+    state: str | None = None,
 ) -> Loaded:
     """The settings those arguments mean. ConfigError names every mistake."""
     catalog, gpus = shipped_catalog(), shipped_gpus()
@@ -61,6 +62,8 @@ def loaded_from_args(
             data[section][key] = value
     if mode is not None:
         data["mode"] = mode
+    if state is not None:
+        data["state"] = {"url": state}
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:

@@ -7,9 +7,10 @@ Defaults of limits and timeouts come from what peers ship and what they suffered
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from gateway.config.catalog import E2eTarget
 from gateway.config.quantities import (
@@ -28,6 +29,7 @@ from gateway.config.quantities import (
     Secret,
     Text,
 )
+from gateway.config.state_url import parse_state_url
 from gateway.core.flow import EngineKind, Mode
 
 KIB, MIB = 1024, 1024**2
@@ -328,6 +330,42 @@ class Coalesce(ConfigModel):
     """classes whose streams are read this way"""
 
 
+class StateLost(StrEnum):
+    """What holds when shared state cannot be reached."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+def _state_url(url: str) -> str:
+    if url:
+        parse_state_url(url)
+    return url
+
+
+class State(ConfigModel):
+    """What several workers and replicas share: in-flight limits, what users got, quotas, what was learnt."""
+
+    url: Annotated[Text, AfterValidator(_state_url)] = ""
+    """Redis or Valkey, such as `redis://HOST:PORT` (docs/state.md has Sentinels, Clusters and TLS); none: one worker keeps it to itself"""
+    deployment: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
+    """gateways with the same word share; others on the same server are not touched"""
+    password: Secret | None = None
+    """of the server, or of the user in `url`"""
+    timeout_s: Annotated[Seconds, Field(ge=0.01, le=5.0)] = 0.1
+    """for one call, connecting included; there is no second try, and no request ever waits for it"""
+    lost: StateLost = StateLost.OPEN
+    """when it cannot be reached for longer than leases stand: `open` goes on with a fixed share of each limit, `closed` starts nothing"""
+    ca_file: Text = ""
+    """certificates to trust; the system's when left out"""
+    cert_file: Text = ""
+    """the gateway's own certificate, where the server asks for one"""
+    key_file: Text = ""
+    """the private key of `cert_file`"""
+    verify: Flag = True
+    """false: accept any certificate"""
+
+
 class Settings(ConfigModel):
     """Everything in gateway.yaml."""
 
@@ -361,6 +399,8 @@ class Settings(ConfigModel):
     """what is written down"""
     coalesce: Coalesce = Coalesce()
     """reading loose streams a little less often"""
+    state: State = State()
+    """what several workers and replicas share"""
     allow_addresses: tuple[Text, ...] = ()
     """engine hosts that are otherwise refused: link-local and cloud metadata addresses"""
 
