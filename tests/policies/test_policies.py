@@ -1,0 +1,203 @@
+"""Every policy file: what all of them promise, and the one thing that sets each apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway import policies
+from gateway.core.decide import Core
+from gateway.core.flow import InstanceSpec, Outcome, Placement, Refuse, Result, Start
+from gateway.core.policy import Verdict
+from gateway.predict.predictor import LearningPredictor
+from tests.core import conftest as made
+
+FACTS = {"premium": (7.7, 0.004, 0.076, 24.0), "balanced": (13.8, 0.004, 0.295, 110.0), "cost": (10.4, 0.004, 0.425, 330.0)}
+SPEEDS = {"premium": 6.0, "balanced": 2.0, "cost": 1.0}
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(("arrive", "arrive", "arrive", "finish", "down", "up")), st.integers(0, 999), st.floats(0.0, 0.4)),
+    max_size=50,
+)
+
+
+def spec(name: str, tier: str, limit: int = 3) -> InstanceSpec:
+    return made.instance(name, tier, limit, speed_per_s=SPEEDS[tier], engine_config=tier)
+
+
+SPECS = [spec("premium/a", "premium"), spec("premium/b", "premium"), spec("balanced/a", "balanced"), spec("cost/a", "cost", 2)]
+
+
+def core_of(policy: str, specs: Sequence[InstanceSpec] = SPECS) -> Core:
+    predictor = LearningPredictor({each.predictor_key: FACTS[each.tier] for each in specs})
+    core = Core(made.settings(), policies.load(policy)(Random(3)), predictor)
+    core.instances_changed(list(specs), 0.0)
+    return core
+
+
+class Play:
+    """Events to a core; what it did, and whether it ever used what it may not."""
+
+    def __init__(self, policy: str) -> None:
+        self.core, self.now_s, self.told, self.number = core_of(policy), 10.0, list[str](), 0
+        self.running: list[Placement] = []
+
+    def do(self, actions: list) -> None:
+        for action in actions:
+            if isinstance(action, Start):
+                instance = self.core.fleet.by_id[action.placement.instance_id]
+                assert instance.healthy
+                assert instance.in_flight <= instance.limit
+                self.running.append(action.placement)
+                self.told.append(f"{action.placement.ticket.request.request_id} > {instance.spec.instance_id}")
+            elif isinstance(action, Refuse):
+                self.told.append(f"{action.ticket.request.request_id} refused")
+
+    def play(self, kind: str, number: int, passes_s: float) -> None:
+        self.now_s += passes_s
+        name = SPECS[number % len(SPECS)].instance_id
+        if kind == "arrive":
+            self.number += 1
+            hashes = (number % 3, number % 7)
+            request = made.request(
+                f"r{self.number}", arrived_at_s=self.now_s, tenant=f"t{number % 3}", prefix_hashes=hashes, prompt_tokens=50 + number * 5
+            )
+            self.do(self.core.arrived(request, made.tag(number % 5, 1.0 + number % 4), self.now_s))
+        elif kind == "finish" and self.running:
+            placement = self.running.pop(number % len(self.running))
+            outcome = Outcome(Result.COMPLETED, output_tokens=number + 1, e2e_s=1.0)
+            self.do(self.core.finished(placement, outcome, self.now_s))
+        elif kind in ("down", "up"):
+            self.do(self.core.instance_health(name, kind == "up", self.now_s))
+
+
+@pytest.mark.parametrize("policy", policies.names())
+@settings(max_examples=15, deadline=None)
+@given(events=EVENTS)
+def test_a_policy_uses_only_healthy_instances_with_room_and_decides_alike_when_all_is_alike(
+    policy: str, events: list[tuple[str, int, float]]
+) -> None:
+    told = []
+    for _ in range(2):
+        game = Play(policy)
+        for event in events:
+            game.play(*event)
+        told.append(game.told)
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("policy", policies.names())
+def test_a_policy_with_nowhere_to_go_says_so(policy: str) -> None:
+    core = core_of(policy)
+    for each in SPECS:
+        core.instance_health(each.instance_id, False, 1.0)
+    ticket = core.ticket(made.request(), made.tag(2), 10.0)
+    ticket.model = made.MODEL
+    assert isinstance(core.policy.place(ticket, core.fleet, 10.0), Verdict)
+
+
+@pytest.mark.parametrize("policy", policies.names())
+def test_a_policy_is_a_file_of_under_sixty_lines(policy: str) -> None:
+    lines = (Path(policies.__file__).parent / f"{policy}.py").read_text().splitlines()
+    assert len(lines) < 60
+    assert lines[0].startswith('"""')
+
+
+def places(policy: str, count: int = 4, specs: Sequence[InstanceSpec] = SPECS, rank: int = 1, **more: object) -> list[str]:
+    """Where so many requests go that arrive one after the other and stay."""
+    core = core_of(policy, specs)
+    actions = [action for _ in range(count) for action in core.arrived(made.request(**more), made.tag(rank, 5.0), 10.0)]
+    return [action.placement.instance_id for action in actions if isinstance(action, Start)]
+
+
+def test_round_robin_takes_each_in_its_turn() -> None:
+    assert sorted(places("round_robin")) == sorted(each.instance_id for each in SPECS)
+
+
+def test_least_request_fills_evenly_and_its_speed_aware_twin_by_speed() -> None:
+    assert sorted(places("least_request")) == sorted(each.instance_id for each in SPECS)
+    assert [name.split("/")[0] for name in places("least_request_speed")] == ["premium"] * 4
+
+
+def test_two_choices_by_chance_are_fewer_than_all_and_the_better_one_is_taken() -> None:
+    chosen = places("power_of_two", 6)
+    assert len(set(chosen)) > 1
+    assert chosen.count("cost/a") <= 1
+
+
+def test_one_queue_and_deadlines_fill_what_is_least_full() -> None:
+    for policy in ("fifo", "edf"):
+        assert len(set(places(policy))) == 4
+
+
+@pytest.mark.parametrize(("policy", "first"), [("fifo", "early"), ("edf", "tight"), ("edf_fastest", "tight")])
+def test_a_queue_goes_by_arrival_or_by_deadline(policy: str, first: str) -> None:
+    core = core_of(policy, [spec("premium/a", "premium", 1)])
+    [busy] = core.arrived(made.request(), made.tag(3, 5.0), 10.0)
+    core.arrived(made.request("early", arrived_at_s=10.0), made.tag(3, 9.0), 10.0)
+    core.arrived(made.request("tight", arrived_at_s=10.1), made.tag(3, 2.0), 10.1)
+    [start] = core.finished(busy.placement, made.completed(), 10.2)
+    assert start.placement.ticket.request.request_id == first
+
+
+def test_fastest_first_leaves_the_fastest_only_when_it_is_full() -> None:
+    assert [name.split("/")[0] for name in places("edf_fastest", 7)] == ["premium"] * 6 + ["balanced"]
+
+
+def test_static_pools_never_spill_over() -> None:
+    assert {name.split("/")[0] for name in places("static_pools", 9)} == {"premium"}
+
+
+def test_a_known_beginning_goes_where_it_went() -> None:
+    specs = [spec(f"premium/{letter}", "premium", 8) for letter in "abc"]
+    core = core_of("prefix_affinity", specs)
+    went = []
+    for hashes in ((1, 2), (7, 8), (1, 2)):
+        [start] = core.arrived(made.request(prefix_hashes=hashes), made.tag(1, 5.0), 10.0)
+        went.append(start.placement.instance_id)
+    assert went[0] == went[2] != went[1]
+
+
+def test_lowest_latency_goes_where_answers_were_quickest() -> None:
+    core = core_of("lowest_latency", SPECS[:2])
+    for _ in range(2):
+        [start] = core.arrived(made.request(), made.tag(1, 5.0), 10.0)
+        slow = start.placement.instance_id == "premium/a"
+        core.finished(start.placement, Outcome(Result.COMPLETED, output_tokens=10, e2e_s=9.0 if slow else 1.0), 11.0)
+    [start] = core.arrived(made.request(), made.tag(1, 5.0), 12.0)
+    assert start.placement.instance_id == "premium/b"
+
+
+def test_queue_and_memory_avoid_what_still_has_to_read() -> None:
+    core = core_of("queue_kv", SPECS[:2])
+    [first] = core.arrived(made.request(prompt_tokens=9_000), made.tag(1, 5.0), 10.0)
+    others = [core.arrived(made.request(prompt_tokens=100), made.tag(1, 5.0), 10.0)[0].placement.instance_id for _ in range(3)]
+    assert first.placement.instance_id not in others
+
+
+def test_headroom_takes_what_has_most_to_spare() -> None:
+    assert {name.split("/")[0] for name in places("headroom", 4)} == {"premium"}
+
+
+def test_tier_preference_fills_one_instance_of_the_first_tier_before_the_next() -> None:
+    assert len(set(places("tier_preference", 2))) == 1
+    assert places("tier_preference", 2)[0].startswith("premium")
+
+
+def test_cheapest_feasible_takes_the_cheapest_that_keeps_the_promise_and_the_dear_one_where_only_that_can() -> None:
+    core = core_of("cheapest_feasible")
+    for ttft_s, tier in ((5.0, "cost"), (0.2, "premium")):
+        [start] = core.arrived(made.request(prompt_tokens=4_000), made.tag(2, ttft_s), 10.0)
+        assert start.placement.tier == tier
+
+
+def test_best_value_pays_for_speed_only_where_the_promise_needs_it() -> None:
+    core = core_of("best_value")
+    [short] = core.arrived(made.request(prompt_tokens=50, max_output_tokens=8), made.tag(2, 5.0), 10.0)
+    [long] = core.arrived(made.request(prompt_tokens=6_000), made.tag(2, 0.3), 10.0)
+    assert short.placement.tier == "cost"
+    assert long.placement.tier == "premium"
