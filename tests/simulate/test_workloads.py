@@ -6,6 +6,7 @@ import json
 import statistics
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def sent(rate: float = 20.0, span_s: float = 400.0, seed: int = 3, **more: Any) 
 
 
 def gaps(made: list[Job]) -> list[float]:
-    return [after.at_s - before.at_s for before, after in zip(made, made[1:], strict=False)]
+    return [after.at_s - before.at_s for before, after in pairwise(made)]
 
 
 def cv(values: list[float]) -> float:
