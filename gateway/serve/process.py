@@ -94,6 +94,8 @@ async def _run(
             )
         ),
     ]
+    if worker.sharing is not None:
+        await worker.sharing.start()
     worker.start(views)
     running = [asyncio.ensure_future(server.serve(sockets=[sock])) for server, sock in zip(servers, (public, admin), strict=True)]
     while not all(server.started for server in servers):
@@ -132,6 +134,8 @@ async def _run(
         server.force_exit = now.is_set()
     await asyncio.wait(running, timeout=5.0)
     worker.stop()
+    if worker.sharing is not None:
+        await worker.sharing.stop()
     return 1 if cut else 0
 
 

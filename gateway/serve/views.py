@@ -123,7 +123,7 @@ class WorkerViews:
 
     def shares(self) -> SharesView:
         worker = self._worker
-        quotas, slots, now_s = worker.front.quotas, worker.slots, time.monotonic()
+        quotas, slots, now_s = worker.front.quotas, worker.sharing.slots if worker.sharing is not None else None, time.monotonic()
         return SharesView(
             state="alone" if slots is None else "shared" if slots.lost is False else "lost",
             when_lost="closed" if slots is not None and slots.closed else "open",

@@ -32,7 +32,7 @@ from gateway.openai.body import Body
 from gateway.predict.kinds import StepFacts
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
-from gateway.state.slots import Slots
+from gateway.serve.sharing import Sharing, worker_name
 from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.spans import Spans
@@ -70,7 +70,8 @@ class Worker:
         )
         self.health = Health(self.live.instance_health)
         self.front.on_attempt_failed = self._attempt_failed
-        self.slots: Slots | None = None  # leases, when instances are shared with other workers
+        state = settings.state
+        self.sharing = Sharing(self.front, state, worker_name()) if state.url else None  # with other workers
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -123,6 +124,8 @@ class Worker:
             changed.append("the catalogue has changed")
         if old.listen != new.listen or old.admin != new.admin:
             changed.append("listen and admin take effect at the next start")
+        if old.state != new.state:
+            changed.append("state takes effect at the next start")
         if old.policy != new.policy:
             changed.append("policy takes effect at the next start")
         self.loaded = loaded

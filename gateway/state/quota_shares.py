@@ -20,7 +20,8 @@ import msgspec
 from gateway.quota.measure import Measure
 from gateway.quota.quotas import Quotas
 from gateway.state.script_text import script_text
-from gateway.state.slots import STANDS_S, Runs
+from gateway.state.slots import STANDS_S
+from gateway.state.store import Store, StoreError
 
 log = logging.getLogger("slo_gateway")
 
@@ -41,7 +42,7 @@ class QuotaShares:
     def __init__(
         self,
         quotas: Callable[[], Quotas | None],
-        store: Runs,
+        store: Store,
         key: str,
         worker: str,
         *,
@@ -62,13 +63,12 @@ class QuotaShares:
 
     async def run(self) -> None:
         """Look, for ever."""
-        self.begin()
         while True:
+            await asyncio.sleep(EVERY_S)
             try:
                 await self.look()
             except Exception:
                 log.exception("quotas could not be shared")
-            await asyncio.sleep(EVERY_S)
 
     def begin(self) -> None:
         """Spend nothing until there is an answer."""
@@ -91,7 +91,7 @@ class QuotaShares:
         try:
             args = (self._worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked))
             reply = await self._store.run(SCRIPT, [self._key], args)
-        except OSError as error:
+        except StoreError as error:
             log.debug("quotas: %s", error)
             if self._clock() >= self._until_s:
                 self.fall_back()

