@@ -85,6 +85,16 @@ class Windows:
             self._minute = Window(now_s, _next_boundary(now_s, LONG_S))
         self._share = -(-len(self._to_pack) // TICKS_TO_PACK)
 
+    @property
+    def minute(self) -> Window:
+        """The open minute: what its ten-second windows had, those that are `settled`."""
+        return self._minute
+
+    @property
+    def settled(self) -> bool:
+        """Is everything that was closed packed, and counted in its minute?"""
+        return not self._to_pack
+
     def change_edges(self, edges: TallyEdges) -> None:
         """Answers from now on have these."""
         self.edges = edges

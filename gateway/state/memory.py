@@ -36,10 +36,12 @@ class MemoryStore:
         found = [values.get(key, (None, 0.0))[0] for key in keys]
         return [dict(value) if isinstance(value, dict) else {} for value in found]
 
-    async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
+    async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> int:
         values = self._live()
-        known, _ = values.get(key, (None, 0.0))
-        values[key] = ({**(known if isinstance(known, dict) else {}), **fields}, self._clock() + ttl_s)
+        value, _ = values.get(key, (None, 0.0))
+        known = value if isinstance(value, dict) else {}
+        values[key] = ({**known, **fields}, self._clock() + ttl_s)
+        return len(fields.keys() - known.keys())
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         if not isinstance(script, Script):

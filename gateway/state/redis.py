@@ -126,21 +126,24 @@ class RedisStore:
                 raise answer if isinstance(answer, Exception) else RedisError("an answer of another kind")
         return found
 
-    async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
-        await self._ask(lambda: self._put_fields(key, fields, ttl_s))
+    async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> int:
+        return await self._ask(lambda: self._put_fields(key, fields, ttl_s))
 
-    async def _put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
+    async def _put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> int:
+        wrong: Exception | None = None
         for foreign in (False, True):
             pipeline = self._client.pipeline(transaction=False)
             if foreign:
                 pipeline.delete(key)
             pipeline.hset(key, mapping=dict(fields))
             pipeline.pexpire(key, max(int(ttl_s * 1000), 1))
-            wrong = next((answer for answer in await pipeline.execute(raise_on_error=False) if isinstance(answer, Exception)), None)
+            answers = await pipeline.execute(raise_on_error=False)
+            wrong = next((answer for answer in answers if isinstance(answer, Exception)), None)
             if wrong is None:
-                return
-            if foreign or not str(wrong).startswith(_FOREIGN):
+                return int(answers[-2])
+            if not str(wrong).startswith(_FOREIGN):
                 raise wrong
+        raise wrong or RedisError("nothing was written")
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         return await self._ask(lambda: self._run(script, keys, args))

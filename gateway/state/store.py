@@ -80,8 +80,8 @@ class Store(Protocol):
         """For each key its fields, none when it has none."""
         ...
 
-    async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> None:
-        """Set these fields beside the others of `key`, all of which are kept for `ttl_s` from now."""
+    async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> int:
+        """Set these fields beside the others of `key`, all of which are kept for `ttl_s` from now. How many were not there before."""
         ...
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:

@@ -79,8 +79,8 @@ def test_a_value_is_there_until_its_time_is_over(on: Callable[[Test], None]) -> 
 
 def test_fields_stand_beside_each_other_and_a_value_in_their_place_is_replaced(on: Callable[[Test], None]) -> None:
     async def test(store: Store) -> None:
-        await store.put_fields("h", {"a": b"1"}, 60.0)
-        await store.put_fields("h", {"b": b"2"}, 60.0)
+        assert await store.put_fields("h", {"a": b"1"}, 60.0) == 1
+        assert await store.put_fields("h", {"a": b"1", "b": b"2"}, 60.0) == 1
         await store.put("v", b"value", 60.0)
         assert await store.fields(["h", "none", "v"]) == [{"a": b"1", "b": b"2"}, {}, {}]
         assert await store.get("h") is None
