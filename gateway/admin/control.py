@@ -55,7 +55,7 @@ async def _slo(views: Views, request: Request) -> Response:
         asked_s = window_s(request.query_params.get("window", "5m"))
     except ValueError as wrong:
         return error(400, shown(str(wrong)), "invalid_value")
-    return json_response(await in_steps(report(views, asked_s, by)))
+    return json_response(await in_steps(report(views, asked_s, by, await views.others(asked_s))))
 
 
 async def _fleet(views: Views, _: Request) -> Response:
@@ -110,7 +110,7 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         "/admin/slo",
-        "Attainment, percentiles, refusals and goodput over the last 10 seconds to 2 hours.",
+        "Attainment, percentiles, refusals and goodput of all workers over the last 10 seconds to 2 hours.",
         _slo,
         SloReport,
         query=(("window", "how far back: 30s, 5m, 1h", ()), ("by", "what a row is", GROUPS)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from gateway.admin.views import Latency, SloReport, SloRow, Views
+from gateway.admin.views import CountedView, Latency, OtherCounts, SloReport, SloRow, Views
 from gateway.core.flow import SloTargets
 from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import Histogram
@@ -28,9 +28,11 @@ def window_s(text: str) -> float:
     return seconds
 
 
-def report(views: Views, asked_s: float, by: str) -> Generator[None, None, SloReport]:
-    """The report, made in small steps."""
+def report(views: Views, asked_s: float, by: str, others: OtherCounts | None = None) -> Generator[None, None, SloReport]:
+    """The report, made in small steps: of this worker, and of `others`."""
     merged = yield from views.attainment.merging(views.now_s(), asked_s)
+    if others is not None:
+        yield from others.merging(merged, views.attainment.edges)
     cells = [(CellKey(*key), tally) for key, tally in merged.cells.items()]
     total = Tally(views.attainment.edges)
     for _, tally in cells:
@@ -51,6 +53,7 @@ def report(views: Views, asked_s: float, by: str) -> Generator[None, None, SloRe
         covered_s=merged.covered_s,
         by=by,
         objective_ratio=OBJECTIVE_RATIO,
+        counted=CountedView(workers=1, gone=0, oldest_s=0.0) if others is None else others.counted(),
         usd_per_hour=sum(instance.usd_per_hour for instance in views.fleet()),
         rows=tuple(sorted(rows, key=lambda row: (-row.offered, row.name))),
         total=_row("total", None, total, merged.covered_s, None),

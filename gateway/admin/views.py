@@ -6,13 +6,15 @@ durations in seconds, ratios 0..1, money in US dollars.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.core.flow import SloTargets
 from gateway.measure.attainment import Attainment
+from gateway.measure.tally import TallyEdges
+from gateway.measure.windows import Merged
 
 
 class View(BaseModel):
@@ -79,12 +81,26 @@ class QuotaView(View):
     wallet: int | None = Field(description="what this worker may spend until it next looks at the others; none when there are no others")
 
 
+class StoreView(View):
+    """How the shared state does, by its latest answer."""
+
+    where: str = Field(description="its address, without secrets")
+    connected: bool = Field(description="did it answer the latest call")
+    silent_s: float | None = Field(description="how long ago it last answered; none when it never has")
+    calls: int
+    errors: int = Field(description="of these calls, how many came to nothing")
+    last_error: str
+
+
 class SharesView(View):
     """What this worker may use of what it shares with others."""
 
     state: str = Field(description="alone: nothing is shared; shared; lost: the store has not answered for longer than a lease stands")
     when_lost: str = Field(description="open: a fixed share goes on; closed: requests are refused until the store is back")
     workers: int = Field(description="that were there at the last answer, this one included")
+    worker: str = Field(description="this one's name")
+    controller: bool = Field(description="is this the worker that does what only one may do")
+    store: StoreView | None = Field(description="none when nothing is shared")
     leases: tuple[LeaseView, ...] = Field(description="empty when nothing is shared: each limit is this worker's alone")
     quotas: tuple[QuotaView, ...]
 
@@ -153,6 +169,24 @@ class SloRow(View):
     latencies: dict[str, Latency] = Field(description="ttft, itl, tpot, e2e, queue; empty for tenants")
 
 
+class SilentView(View):
+    """A worker that fell silent without a last word: killed, or cut off from the shared state."""
+
+    worker: str
+    silent_s: float
+    missing_s: float = Field(description="at most this much of what it counted before is missing; what it counted since is, too")
+
+
+class CountedView(View):
+    """Whose counts an answer is made of."""
+
+    workers: int = Field(description="that are there now and are counted, this one included")
+    gone: int = Field(description="workers that are no more, but did count something in this time")
+    oldest_s: float = Field(description="how old the oldest word of those that are there is; 0 when this worker is alone")
+    silent: tuple[SilentView, ...] = ()
+    unreachable: str = Field(default="", description="why only this worker is counted although there may be others")
+
+
 class SloReport(View):
     """Attainment and latencies over the last `covered_s` seconds."""
 
@@ -160,18 +194,33 @@ class SloReport(View):
     covered_s: float = Field(description="what the answer covers: whole windows of ten seconds or a minute, and the open one")
     by: str
     objective_ratio: float = Field(0.95, description="attainment that is promised")
+    counted: CountedView
     usd_per_hour: float = Field(description="what all instances cost")
     rows: tuple[SloRow, ...]
     total: SloRow
 
 
+class OtherCounts(Protocol):
+    """What other workers have counted."""
+
+    def counted(self) -> CountedView: ...
+
+    def merging(self, merged: Merged, edges: TallyEdges) -> Generator[None, None, None]:
+        """Add it to an answer, in small steps."""
+        ...
+
+
 class Views(Protocol):
-    """The running gateway, as the control endpoints see it. Every method returns at once; only `reload` may take its time."""
+    """The running gateway, as the control endpoints see it. Every method returns at once, but for `reload` and `others`."""
 
     attainment: Attainment
 
     def now_s(self) -> float:
         """The core's clock."""
+        ...
+
+    async def others(self, window_s: float) -> OtherCounts | None:
+        """What other workers have counted in this time; None when there can be none. Never fails."""
         ...
 
     def version(self) -> VersionView: ...

@@ -118,6 +118,13 @@ def _caption(report: dict[str, Any]) -> str:
     total = report["total"]
     reasons = sorted({**total["refused"], **total["failed"]}.items(), key=lambda item: -item[1])
     told = f"Latencies are p95. {report['objective_ratio']:.0%} is promised; a burn of 1x just keeps it."
+    counted = report["counted"]
+    if counted["workers"] > 1 or counted["gone"]:
+        told += f" {counted['workers']} workers counted, the oldest word {counted['oldest_s']:.1f} s old."
+    for silent in counted["silent"]:
+        told += f" {silent['worker']} fell silent {_long(silent['silent_s'])} ago: up to {silent['missing_s']:.1f} s of it are missing."
+    if counted["unreachable"]:
+        told += f" Only this worker is counted: {counted['unreachable']}."
     if reasons:
         told += " Not served: " + ", ".join(f"{_words(name)} {count}" for name, count in reasons) + "."
     return told

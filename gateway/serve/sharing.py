@@ -1,4 +1,5 @@
-"""What a worker shares with others: the store, its leases on instances and its part of quotas, put together and kept going.
+"""What a worker shares with others: the store, its leases on instances, its part of quotas, what its users got, and who controls,
+put together and kept going.
 
 Without `state.url` there is none of it: every limit and quota is this worker's alone.
 """
@@ -9,18 +10,23 @@ import asyncio
 import logging
 import os
 import socket
+from time import monotonic, time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from gateway.config.settings import StateLost
 from gateway.config.state_url import parse_state_url
+from gateway.state.controller import ControllerLease
+from gateway.state.history import History
 from gateway.state.names import Names
 from gateway.state.quota_shares import QuotaShares
 from gateway.state.redis import RedisStore
 from gateway.state.slots import Slots
+from gateway.state.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from gateway.config.settings import State
+    from gateway.measure.attainment import Attainment
     from gateway.state.store import Store
     from gateway.wire.front import Front
 
@@ -48,13 +54,16 @@ def worker_name() -> str:
 class Sharing:
     """One worker's. `expected` workers are taken to exist until others have been seen."""
 
-    def __init__(self, front: Front, state: State, worker: str, expected: int = 1) -> None:
+    def __init__(self, front: Front, attainment: Attainment, state: State, worker: str, expected: int = 1) -> None:
         self.store = store_of(state)
         self.names = Names(state.deployment)
         self.worker = worker
         self.closed = state.lost is StateLost.CLOSED
         self.slots = Slots(front.live, self.store, self.names.slots, worker, closed=self.closed, expected=expected, lost=self._lost)
         self.quotas = QuotaShares(lambda: front.quotas, self.store, self.names.quotas, worker, expected=expected)
+        self.controller = ControllerLease(self.store, self.names, worker)
+        self.telemetry = Telemetry(attainment, self.store, self.names, worker, clock=monotonic, unix=time)
+        self.history = History(self.store, self.names, worker)
         self._front = front
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -64,7 +73,8 @@ class Sharing:
         self.quotas.begin()
         await self.slots.renew()
         await self.quotas.look()
-        self._tasks = [asyncio.ensure_future(self.slots.run()), asyncio.ensure_future(self.quotas.run())]
+        running = (self.slots.run(), self.quotas.run(), self.controller.run(), self.telemetry.run())
+        self._tasks = [asyncio.ensure_future(run) for run in running]
 
     async def stop(self) -> None:
         """Give everything back, if the store listens."""
@@ -72,6 +82,8 @@ class Sharing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.slots.leave()
+        await self.controller.leave()
+        await self.telemetry.leave()
         await self.store.close()
 
     def _lost(self, lost: bool) -> None:

@@ -8,15 +8,31 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gateway
-from gateway.admin.views import InstanceView, LeaseView, ModelView, QueueView, QuotaView, ReloadView, SharesView, VersionView
+from gateway.admin.views import (
+    CountedView,
+    InstanceView,
+    LeaseView,
+    ModelView,
+    OtherCounts,
+    QueueView,
+    QuotaView,
+    ReloadView,
+    SharesView,
+    SilentView,
+    StoreView,
+    VersionView,
+)
 from gateway.config.load import ConfigError
 from gateway.core import trail
 from gateway.core.flow import SloTargets
 from gateway.openai.errors import ApiError
+from gateway.state.history import MISSING_S
 from gateway.telemetry.exposition import render
 
 if TYPE_CHECKING:
     from gateway.serve.worker import Worker
+    from gateway.state.history import Others
+    from gateway.state.store import Health
 
 
 class WorkerViews:
@@ -123,11 +139,15 @@ class WorkerViews:
 
     def shares(self) -> SharesView:
         worker = self._worker
-        quotas, slots, now_s = worker.front.quotas, worker.sharing.slots if worker.sharing is not None else None, time.monotonic()
+        sharing, now_s = worker.sharing, time.monotonic()
+        quotas, slots = worker.front.quotas, sharing.slots if sharing is not None else None
         return SharesView(
             state="alone" if slots is None else "shared" if slots.lost is False else "lost",
             when_lost="closed" if slots is not None and slots.closed else "open",
             workers=1 if slots is None else len(slots.known),
+            worker=worker.name,
+            controller=sharing is None or sharing.controller.held(),
+            store=None if sharing is None else store_view(sharing.store.health),
             leases=()
             if slots is None
             else tuple(
@@ -154,6 +174,10 @@ class WorkerViews:
                 for quota_id, name, measure in quotas.rows()
             ),
         )
+
+    async def others(self, window_s: float) -> OtherCounts | None:
+        sharing = self._worker.sharing
+        return OthersCounted(await sharing.history.others(window_s, time.time())) if sharing is not None else None
 
     def quota_refused(self) -> Mapping[tuple[str, str], int]:
         quotas = self._worker.front.quotas
@@ -205,3 +229,33 @@ class WorkerViews:
 
     def started_unix_s(self) -> float:
         return self._worker.started_unix_s
+
+
+class OthersCounted:
+    """admin/views.OtherCounts over what state/history has read."""
+
+    def __init__(self, others: Others) -> None:
+        self.merging = others.merging
+        self._others = others
+
+    def counted(self) -> CountedView:
+        others = self._others
+        present, lost = others.present, others.lost
+        return CountedView(
+            workers=1 + len(present),
+            gone=len(others.heard) - len(present),
+            oldest_s=max((heard.age_s for heard in present), default=0.0),
+            silent=tuple(SilentView(worker=heard.worker, silent_s=heard.age_s, missing_s=MISSING_S) for heard in lost),
+            unreachable=others.unreachable,
+        )
+
+
+def store_view(health: Health) -> StoreView:
+    return StoreView(
+        where=health.where,
+        connected=health.connected,
+        silent_s=health.silent_s(),
+        calls=health.calls,
+        errors=health.errors,
+        last_error=health.last_error,
+    )

@@ -41,7 +41,7 @@ from gateway.wire.keys import Keys
 from gateway.wire.upstream import Upstream, Upstreams
 
 if TYPE_CHECKING:
-    from gateway.telemetry.instruments import Sources
+    from gateway.telemetry.sources import Sources
 
 log = logging.getLogger("slo_gateway")
 
@@ -71,7 +71,8 @@ class Worker:
         self.health = Health(self.live.instance_health)
         self.front.on_attempt_failed = self._attempt_failed
         state = settings.state
-        self.sharing = Sharing(self.front, state, worker_name()) if state.url else None  # with other workers
+        self.name = worker_name()
+        self.sharing = Sharing(self.front, self.attainment, state, self.name) if state.url else None  # with other workers
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None

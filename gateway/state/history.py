@@ -19,6 +19,8 @@ from gateway.state.store import Store, StoreError
 from gateway.state.telemetry import EVERY_S
 
 SHORT_ANSWER_S = 660.0  # longer questions are answered from minutes, with ten-second windows at their end
+MISSING_S = 1.1 * EVERY_S + 0.1
+"""at most so much of what a killed worker counted was not told yet: the longest time between two flushes, and one that was under way"""
 SILENT_S = 3.5 * EVERY_S
 """a worker that has not told anything for this long, nor said that it stops, was lost"""
 

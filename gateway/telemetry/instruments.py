@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from gateway.core.flow import Endpoint, FailReason, RefuseReason, SloTargets
+from gateway.core.flow import Endpoint, FailReason, RefuseReason
 from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import OTEL_DURATION_EDGES_S, OTEL_TPOT_EDGES_S, OTEL_TTFT_EDGES_S, Histogram
 from gateway.measure.tally import Tally
+from gateway.telemetry.sources import InstanceLoad, QueueLoad, QuotaNow, Sources, StoreNow
 
 CELL_LABELS = CellKey._fields
 RESULTS = ("attained", "missed", "refused", "failed", "client_gone", "client_error")
@@ -32,119 +32,6 @@ OPERATIONS = {
 }
 
 Samples = Iterable[tuple[tuple[str, ...], float]]  # values of a row's labels, with the figure
-
-
-class InstanceLoad(Protocol):
-    """What the gauges read of an instance; admin/views.InstanceView is one."""
-
-    @property
-    def instance_id(self) -> str: ...
-    @property
-    def pool(self) -> str: ...
-    @property
-    def tier(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def gpu(self) -> str: ...
-    @property
-    def usd_per_hour(self) -> float: ...
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def limit(self) -> int: ...
-    @property
-    def saturation_ratio(self) -> float: ...
-    @property
-    def healthy(self) -> bool: ...
-    @property
-    def draining(self) -> bool: ...
-
-
-class QueueLoad(Protocol):
-    """What the gauges read of a queue; admin/views.QueueView is one."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def experience_class(self) -> str: ...
-    @property
-    def requests(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def oldest_s(self) -> float: ...
-
-
-class LeaseNow(Protocol):
-    """What this worker may use of an instance."""
-
-    @property
-    def instance_id(self) -> str: ...
-    @property
-    def slots(self) -> int: ...
-
-
-class QuotaNow(Protocol):
-    """One limit of one quota."""
-
-    @property
-    def quota(self) -> str: ...
-    @property
-    def measure(self) -> str: ...
-    @property
-    def limit(self) -> int: ...
-    @property
-    def remaining(self) -> int: ...
-
-
-class SharesNow(Protocol):
-    """What this worker may use of what it shares with others."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def leases(self) -> Sequence[LeaseNow]: ...
-    @property
-    def quotas(self) -> Sequence[QuotaNow]: ...
-
-
-class Sources(Protocol):
-    """Where gauges and the process's own counters come from; implemented by serve.py over the live objects."""
-
-    def fleet(self) -> Iterable[InstanceLoad]: ...
-
-    def queues(self) -> Iterable[QueueLoad]: ...
-
-    def shares(self) -> SharesNow: ...
-
-    def quota_refused(self) -> Mapping[tuple[str, str], int]:
-        """Requests refused because a quota was used up, by quota and measure."""
-        ...
-
-    def targets(self, use_case: str, experience_class: str) -> SloTargets | None: ...
-
-    def not_ready(self) -> str: ...
-
-    def labels(self) -> tuple[str, str, str]:
-        """Version, mode and policy."""
-        ...
-
-    def connections(self) -> int:
-        """Open client connections."""
-        ...
-
-    def limit_hits(self) -> Mapping[str, int]:
-        """How often each limit of the configuration turned a client away, by its key (`header_bytes`, `connections_per_ip`, ...)."""
-        ...
-
-    def dropped(self) -> Mapping[str, int]:
-        """Telemetry that was given up instead of waiting: by signal."""
-        ...
-
-    def started_unix_s(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +105,11 @@ def _results(tally: Tally) -> Mapping[str, int]:
 
 def _per_instance(figure: Callable[[InstanceLoad], float]) -> Callable[[Sources, Iterable[CellKey]], Samples]:
     return lambda sources, _: [((i.pool, i.tier, i.model, i.instance_id), figure(i)) for i in sources.fleet()]
+
+
+def _stores(sources: Sources) -> Sequence[StoreNow]:
+    store = sources.shares().store
+    return [] if store is None else [store]
 
 
 def _quotas(sources: Sources) -> Sequence[QuotaNow]:
@@ -376,6 +268,32 @@ METRICS: tuple[Metric, ...] = (
         "1 while leases of the shared state stand, 0 when it is lost; absent when nothing is shared.",
         (),
         lambda sources, _: [((), now.state == "shared")] if (now := sources.shares()).state != "alone" else [],
+    ),
+    Reading(
+        "slo_gateway_state_connected",
+        "1 when the shared state answered the latest call.",
+        (),
+        lambda sources, _: [((), store.connected) for store in _stores(sources)],
+    ),
+    Reading(
+        "slo_gateway_state_silent_seconds",
+        "How long ago it last answered.",
+        (),
+        lambda sources, _: [((), store.silent_s) for store in _stores(sources) if store.silent_s is not None],
+        unit="s",
+    ),
+    Reading(
+        "slo_gateway_state_errors_total",
+        "Calls to the shared state that came to nothing, of those that background tasks make.",
+        (),
+        lambda sources, _: [((), store.errors) for store in _stores(sources)],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_controller",
+        "1 in the one worker that does what only one may do.",
+        (),
+        lambda sources, _: [((), sources.shares().controller)],
     ),
     Reading("slo_gateway_workers", "Workers that share instances and quotas.", (), lambda sources, _: [((), sources.shares().workers)]),
     Reading(

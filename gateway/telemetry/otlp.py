@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.tally import Tally
-from gateway.telemetry.instruments import METRICS, Reading, Sources
+from gateway.telemetry.instruments import METRICS, Reading
 from gateway.telemetry.points import Snapshot, in_parts, readable, resource, scope, sdk_metrics
+from gateway.telemetry.sources import Sources
 from gateway.telemetry.spans import Spans
 
 if TYPE_CHECKING:
