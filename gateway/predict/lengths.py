@@ -8,6 +8,7 @@ something to say is blended with the coarser ones, and the caller's own maximum 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 MAX_KEYS = 20_000
@@ -127,11 +128,17 @@ class Lengths:
 
     def state(self) -> list[list[Any]]:
         """Plain values, for saving: key, weight, count of answers, and the bins that are not empty."""
-        rows: list[list[Any]] = []
-        for key, counts in self._counts.items():
-            filled = [[index, count] for index, count in enumerate(counts) if count]
-            rows.append([list(key), self._weights[key], self._seen[key], filled])
-        return rows
+        return list(self.rows(MAX_KEYS))
+
+    def rows(self, most: int) -> Iterator[list[Any]]:
+        """The rows of `state`, one by one, of the `most` keys that say most: the coarse ones, then the applications met last. Others may
+        learn and ask in between."""
+        newest_first = list(self._counts)[::-1]
+        newest_first.sort(key=len)
+        for key in newest_first[:most]:
+            counts = self._counts.get(key)
+            if counts is not None:
+                yield [list(key), self._weights[key], self._seen[key], [[index, count] for index, count in enumerate(counts) if count]]
 
     def restore(self, state: list[list[Any]]) -> None:
         """Take back what `state` gave."""

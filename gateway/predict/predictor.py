@@ -5,7 +5,7 @@ One object per process; serve.py and simulate/run.py make it and hand it to the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from gateway.core.fleet import Instance
@@ -143,6 +143,21 @@ class LearningPredictor:
             "prompts": self.prompts.state(),
             "prefixes": self.prefixes.state(),
         }
+
+    def state_in_steps(self, most_apps: int) -> Generator[None, None, dict[str, Any]]:
+        """The same, made in steps of some 10 us beside requests, with at most so many applications' lengths."""
+        lengths = []
+        for row in self.lengths.rows(most_apps):
+            lengths.append(row)
+            yield
+        state = {"version": STATE_VERSION, "latencies": self.latencies.state()}
+        yield
+        return state | {"lengths": lengths, "prompts": self.prompts.state()[-most_apps:], "prefixes": self.prefixes.state()}
+
+    def adopt(self, other: LearningPredictor) -> None:
+        """Know what another one knows, and forget what was learnt so far. What runs now goes on being followed."""
+        self.latencies.restore(other.latencies.state())
+        self.lengths, self.prompts, self.prefixes = other.lengths, other.prompts, other.prefixes
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave. ValueError when another version saved it: then the priors are the better start."""

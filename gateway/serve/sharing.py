@@ -1,5 +1,5 @@
-"""What a worker shares with others: the store, its leases on instances, its part of quotas, what its users got, and who controls,
-put together and kept going.
+"""What a worker shares with others: the store, its leases on instances, its part of quotas, what its users got and it has learnt, and
+who controls, put together and kept going.
 
 Without `state.url` there is none of it: every limit and quota is this worker's alone.
 """
@@ -7,6 +7,7 @@ Without `state.url` there is none of it: every limit and quota is this worker's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -22,11 +23,14 @@ from gateway.state.names import Names
 from gateway.state.quota_shares import QuotaShares
 from gateway.state.redis import RedisStore
 from gateway.state.slots import Slots
+from gateway.state.store import StoreError
 from gateway.state.telemetry import Telemetry
+from gateway.state.warm import WarmStart
 
 if TYPE_CHECKING:
     from gateway.config.settings import State
     from gateway.measure.attainment import Attainment
+    from gateway.predict.predictor import LearningPredictor
     from gateway.state.store import Store
     from gateway.wire.front import Front
 
@@ -54,7 +58,9 @@ def worker_name() -> str:
 class Sharing:
     """One worker's. `expected` workers are taken to exist until others have been seen."""
 
-    def __init__(self, front: Front, attainment: Attainment, state: State, worker: str, expected: int = 1) -> None:
+    def __init__(
+        self, front: Front, attainment: Attainment, predictor: LearningPredictor, state: State, worker: str, expected: int = 1
+    ) -> None:
         self.store = store_of(state)
         self.names = Names(state.deployment)
         self.worker = worker
@@ -64,6 +70,7 @@ class Sharing:
         self.controller = ControllerLease(self.store, self.names, worker)
         self.telemetry = Telemetry(attainment, self.store, self.names, worker, clock=monotonic, unix=time)
         self.history = History(self.store, self.names, worker)
+        self.warm = WarmStart(predictor, self.store, self.names, self.controller)
         self._front = front
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -73,7 +80,9 @@ class Sharing:
         self.quotas.begin()
         await self.slots.renew()
         await self.quotas.look()
-        running = (self.slots.run(), self.quotas.run(), self.controller.run(), self.telemetry.run())
+        with contextlib.suppress(StoreError):
+            await self.warm.begin()
+        running = (self.slots.run(), self.quotas.run(), self.controller.run(), self.telemetry.run(), self.warm.run())
         self._tasks = [asyncio.ensure_future(run) for run in running]
 
     async def stop(self) -> None:

@@ -72,7 +72,7 @@ class Worker:
         self.front.on_attempt_failed = self._attempt_failed
         state = settings.state
         self.name = worker_name()
-        self.sharing = Sharing(self.front, self.attainment, state, self.name) if state.url else None  # with other workers
+        self.sharing = Sharing(self.front, self.attainment, self.predictor, state, self.name) if state.url else None  # with other workers
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None

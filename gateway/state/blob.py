@@ -55,7 +55,7 @@ def unpack(data: bytes) -> WindowBlob | None:
     try:
         packed = zlib.decompressobj()
         blob = _windows.decode(packed.decompress(data, MAX_BYTES))
-        if packed.unconsumed_tail or blob.version != VERSION or len(blob.edges) != 5:
+        if not packed.eof or blob.version != VERSION or len(blob.edges) != 5:
             return None
         if not 0.0 <= blob.start_unix_s <= blob.end_unix_s <= 1e11 or sum(map(len, blob.edges)) > 1000:
             return None
