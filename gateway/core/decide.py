@@ -121,7 +121,7 @@ class Core:
                     continue
                 if model != ticket.model:
                     ticket.model = model
-                    ticket.latest_start_at_s = -1.0
+                    ticket.latest_start_at_s, ticket.seen_version = -1.0, -1
                 return True
         return False
 
@@ -185,7 +185,7 @@ class Core:
         arrived_at_s = ticket.request.arrived_at_s
         ticket.ttft_deadline_at_s = arrived_at_s + looser.ttft_s
         ticket.e2e_deadline_at_s = arrived_at_s + looser.e2e_s
-        ticket.latest_start_at_s = -1.0
+        ticket.latest_start_at_s, ticket.seen_version = -1.0, -1
         ticket.expires_at_s = arrived_at_s + (class_.limits.ttl_s or 2.0 * looser.e2e_s)
         if not ticket.request.stream:
             self._unstreamed(ticket)
@@ -305,6 +305,7 @@ class Core:
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed: batches are due, waiting has lasted too long, limits may move."""
         actions: list[Action] = []
+        self.fleet.look_again()
         if self._forming:
             for instance in (*self.fleet.by_id.values(), *self.fleet.leaving):
                 if instance.forming and now_s >= instance.forming_until_s - 1e-6:
@@ -404,20 +405,18 @@ class Core:
                 ticket.late = False
                 return False
         if chosen is WAIT or isinstance(chosen, Verdict):
+            ticket.seen_version = fleet.version
             return False
         self._start(ticket, chosen, now_s, actions, holds=True)
         return True
 
     def _start(self, ticket: Ticket, instance: Instance, now_s: float, actions: list[Action], holds: bool) -> None:
         spec = instance.spec
-        prediction = None
-        for looked_at, predicted in self.fleet.considered:
-            if looked_at is instance:
-                prediction = predicted
+        prediction = next((predicted for looked_at, predicted in reversed(self.fleet.considered) if looked_at is instance), None)
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:
             self.queues.took(ticket)
-        ticket.placement = placement
+        ticket.placement, ticket.seen_version = placement, -1
         self.trails.started(placement, self.fleet.considered, now_s)
         self.fleet.take(instance, placement)
         until_s = held_until_s(placement, instance, now_s) if holds and spec.batch_window_s > 0.0 and not self._observes else 0.0

@@ -54,6 +54,7 @@ class Instance:
         "tightest_itl_s",
         "unprefilled_tokens",
         "usd_per_hour",
+        "version",
     )
 
     def __init__(self, spec: InstanceSpec) -> None:
@@ -79,6 +80,7 @@ class Instance:
         self.others_context_tokens = 0
         self.serving: Serving | None = None  # where it is listed, None while it takes no new work
         self.room: tuple[int, ...] = ()  # by sequences in flight: how many class ranks, tightest first, may start one more
+        self.version = 0  # the fleet's, when something last began, answered or ended here
         self.offered_ranks = 0  # the ranks it is listed as open for now
 
     def __repr__(self) -> str:
@@ -115,7 +117,7 @@ class Serving:
 class Fleet:
     """All instances. `ceilings` are the classes' highest saturation ratios by rank, tightest first."""
 
-    __slots__ = ("_ceilings", "_predictor", "_serving", "by_id", "considered", "leaving", "unleased")
+    __slots__ = ("_ceilings", "_predictor", "_serving", "_whole_from", "by_id", "considered", "leaving", "unleased", "version")
 
     def __init__(self, ceilings: Sequence[float], predictor: Predictor | None = None) -> None:
         self._ceilings = _nested(ceilings)
@@ -123,6 +125,8 @@ class Fleet:
         self._serving: dict[str, Serving] = {}
         self.by_id: dict[str, Instance] = {}
         self.unleased = UNSHARED  # the slots of an instance of which no lease is known yet
+        self.version = 0  # counts changes of instances, so that who found no place need not ask those that have not changed
+        self._whole_from = 0
         self.leaving: list[Instance] = []  # drained ones that still hold residents
         self.considered: list[tuple[Instance, Prediction]] = []  # what the decision under way has asked for, for its trail
 
@@ -134,7 +138,8 @@ class Fleet:
     # ---- what a policy asks (core/policy.Fleet)
 
     def open_instances(self, ticket: Ticket) -> Sequence[Instance]:
-        """Healthy instances of the ticket's model with a slot that its class may use, without those it failed on. Read, never kept."""
+        """Healthy instances of the ticket's model with a slot that its class may use, without those it failed on and those
+        that have not changed since it last found no place. Read, never kept."""
         serving = self._serving.get(ticket.model)
         if serving is None:
             return ()
@@ -145,7 +150,8 @@ class Fleet:
             found = [i for i in found if i.may_hold(n)]
         if ticket.tried:
             found = [i for i in found if i.spec.instance_id not in ticket.tried]
-        return found
+        seen = ticket.seen_version
+        return found if seen < self._whole_from else [i for i in found if i.version > seen]
 
     def instances(self, ticket: Ticket) -> Sequence[Instance]:
         """The same without asking for a free slot."""
@@ -189,6 +195,11 @@ class Fleet:
                     latest_at_s = at_s
         return latest_at_s
 
+    def look_again(self) -> None:
+        """Time alone has changed what instances would take: the next look of everybody is at all of them."""
+        self.version += 1
+        self._whole_from = self.version
+
     # ---- slots
 
     def take(self, instance: Instance, placement: Placement) -> None:
@@ -199,6 +210,7 @@ class Fleet:
         placement.instance = instance
         placement.unprefilled_tokens = prompt_tokens
         placement.context_tokens = prompt_tokens
+        self.version = instance.version = self.version + 1
         instance.residents[placement] = None
         instance.unprefilled_tokens += prompt_tokens
         instance.context_tokens += prompt_tokens
@@ -221,6 +233,7 @@ class Fleet:
         """The engine has answered: this prompt no longer delays others on its instance."""
         instance = placement.instance
         if instance is not None:
+            self.version = instance.version = self.version + 1
             instance.unprefilled_tokens -= placement.unprefilled_tokens
             placement.unprefilled_tokens = 0
 
@@ -230,6 +243,7 @@ class Fleet:
         if instance is None:
             return None
         placement.instance = None
+        self.version = instance.version = self.version + 1
         del instance.residents[placement]
         if placement.held_until_s:
             instance.forming.remove(placement)
@@ -375,6 +389,7 @@ class Fleet:
         return tuple(sum(in_flight < ceiling * slots for ceiling in ceilings) for in_flight in range(slots))
 
     def _refresh(self, instance: Instance) -> None:
+        self.version = instance.version = self.version + 1
         serving = instance.serving
         if serving is not None:
             in_flight = instance.in_flight + instance.others_counted

@@ -134,6 +134,7 @@ class Ticket:
     itl_target_s: float = 0.0  # the mean gap it is scheduled for; 0 = its targets' (a caller that does not stream feels E2E only)
     latest_start_at_s: float = -1.0  # after this even an idle instance would miss; < 0 = not asked yet
     expires_at_s: float = 0.0  # end of its time to live in the queue
+    seen_version: int = -1  # of the fleet, when no place was found: until an instance changes, none will be; < 0 = not looked yet
     lane: Any = None  # where it waits: core/queues' own, None = it does not
 
     def slack_s(self, now_s: float) -> float:

@@ -33,7 +33,6 @@ PACE_TOKENS = 8
 LONG_PACE_TOKENS = 400
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
 PACE_TRUST = 0.8
-MOVED_LITTLE = 0.87
 # From then on only every fourth sample moves the shared model, unless it is off: the bias follows all of them, at a tenth of the cost.
 SETTLED_SAMPLES = 256
 LEARN_EVERY_S = 0.02
@@ -66,10 +65,12 @@ class Load:
         "_key",
         "at_s",
         "base_s",
+        "cautious_ratio",
         "context_k",
         "decoding",
         "fresh_at_s",
         "further_s",
+        "gap_s",
         "learnt_at_s",
         "others",
         "pace_context_s",
@@ -79,8 +80,10 @@ class Load:
         "pace_since_s",
         "pending",
         "per_ahead_s",
+        "per_context_s",
         "per_new2_s",
         "per_new_s",
+        "per_sequence_s",
         "prefill_at_s",
         "prefill_ratio",
         "private",
@@ -88,7 +91,6 @@ class Load:
         "prompt_tokens",
         "step_drift",
         "step_s",
-        "step_weights",
         "steps",
         "steps_at_first",
         "ttft_drift",
@@ -124,7 +126,8 @@ class Load:
         self.context_k = 0.0
         self.fresh_at_s = self.learnt_at_s = -1.0
         self.base_s = self.per_new_s = self.per_new2_s = self.per_ahead_s = self.further_s = 0.0
-        self.step_weights: list[float] = []
+        self.gap_s = self.per_sequence_s = self.per_context_s = 0.0
+        self.cautious_ratio = 1.0
 
     @property
     def key(self) -> KeyModel:
@@ -170,7 +173,7 @@ class Load:
     def refresh(self, now_s: float) -> None:
         """Renew the cached figures."""
         key = self._key
-        self.step_weights = a, b, c, _ = key.step.weights
+        a, b, c, _ = key.step.weights
         self.fresh_at_s = now_s
         others_seqs, _, others_context = self.others
         self._weigh()
@@ -179,6 +182,10 @@ class Load:
         self.step_s = max(plain_s * self.step_drift.value, 1e-4)
         w0, w_new, w_new2, w_ahead, w_first, w_further = key.first.weights
         bias = self.ttft_drift.value
+        gap = self.step_drift.value / (1.0 - self.prefill_ratio_at(now_s))
+        self.per_sequence_s, self.per_context_s = b * gap, c * gap
+        self.gap_s = max(plain_s * gap, self.step_s) + self.per_sequence_s * len(self.pending)
+        self.cautious_ratio = key.first_ratio.p90
         self.base_s = bias * (w0 + w_first * plain_s * (1.5 if decoding else 1.0))
         self.per_new_s = bias * w_new
         self.per_new2_s = bias * w_new2
@@ -187,23 +194,26 @@ class Load:
 
     # ---- what it would take
 
-    def ttft_s(self, new_k: float, now_s: float) -> float:
-        """Expected time to the first token of a prompt with `new_k` thousand unread tokens, sent now, seconds."""
+    def fresh(self, now_s: float) -> None:
+        """Make the cached figures good for a look at `now_s`."""
         if now_s - self.fresh_at_s > FRESH_S:
             self.advance(now_s)
             self.refresh(now_s)
-        ahead_k = self.ahead_k(now_s) if self.waiting_k or self.others[1] else 0.0
-        total_k = new_k + ahead_k
-        took_s = self.base_s + new_k * (self.per_new_s + self.per_new2_s * new_k) + ahead_k * self.per_ahead_s
-        if total_k > CHUNK_K:
-            took_s += self.further_s * (total_k / CHUNK_K - 0.5)
+
+    def ttft_s(self, new_k: float, now_s: float) -> float:
+        """Expected time to the first token of a prompt with `new_k` thousand unread tokens, sent now, seconds. After `fresh`."""
+        took_s = self.base_s + new_k * (self.per_new_s + self.per_new2_s * new_k)
+        if self.waiting_k or self.others[1]:
+            ahead_k = self.ahead_k(now_s)
+            took_s += ahead_k * self.per_ahead_s
+            new_k += ahead_k
+        if new_k > CHUNK_K:
+            took_s += self.further_s * (new_k / CHUNK_K - 0.5)
         return took_s
 
-    def itl_s(self, sequences: int, context_k: float, now_s: float) -> float:
-        """Expected mean gap of `sequences` more residents with this much context, if prompts keep coming as of late, seconds."""
-        _, b, c, _ = self.step_weights or self._key.step.weights
-        took_s = self.step_s + (b * (sequences + len(self.pending)) + c * context_k) * self.step_drift.value
-        return took_s / (1.0 - self.prefill_ratio_at(now_s)) if self.prefill_ratio else took_s
+    def itl_s(self, sequences: int, context_k: float) -> float:
+        """Expected mean gap with so many more residents and so much context, if prompts keep coming as of late, seconds. After `fresh`."""
+        return self.gap_s + self.per_sequence_s * sequences + self.per_context_s * context_k
 
     def idle_ttft_s(self, new_k: float) -> float:
         """The first token of a request that is alone."""
@@ -338,10 +348,7 @@ class Load:
         if predicted_s <= 0:
             return
         ratio = took_s / predicted_s
-        moved = drift.follow(ratio / drift.value, PACE_TRUST)
-        if not MOVED_LITTLE < moved < 1 / MOVED_LITTLE:
-            # What slows its steps so suddenly slows its reading too, and first tokens are too rare to tell of it in time.
-            self.ttft_drift.value *= moved
+        drift.follow(ratio / drift.value, PACE_TRUST)
         if step.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
             step.learn(features, took_s / drift.value)
         self._redeployed()

@@ -11,7 +11,7 @@ from typing import Any
 from gateway.core.fleet import Instance
 from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Result, Ticket
 from gateway.predict.kinds import StepFacts
-from gateway.predict.latency import Latencies, Load
+from gateway.predict.latency import FRESH_S, Latencies, Load
 from gateway.predict.lengths import Lengths
 from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios
@@ -51,10 +51,12 @@ class LearningPredictor:
             new_tokens = prompt_tokens - int(self.prefixes.warm_tokens(spec.instance_id, request.prefix_hashes, prompt_tokens))
         if instance.others_in_flight or load.others[0]:
             load.others = (instance.others_in_flight, instance.others_unprefilled_tokens, instance.others_context_tokens)
+        if now_s - load.fresh_at_s > FRESH_S:
+            load.fresh(now_s)
         expected_s = load.ttft_s(new_tokens / 1000, now_s)
         output_tokens = ticket.expected_output_tokens
-        itl_s = load.itl_s(request.n, (prompt_tokens + output_tokens * 0.5) * request.n / 1000, now_s)
-        ttft_s = expected_s * load.key.first_ratio.p90 if self.cautious else expected_s
+        itl_s = load.itl_s(request.n, (prompt_tokens + output_tokens * 0.5) * request.n / 1000)
+        ttft_s = expected_s * load.cautious_ratio if self.cautious else expected_s
         return Prediction(ttft_s, itl_s, expected_s + (output_tokens - 1.0) * itl_s if output_tokens > 1.0 else expected_s)
 
     def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
@@ -78,7 +80,8 @@ class LearningPredictor:
             self.prefixes.sent(instance.spec.instance_id, request.prefix_hashes)
         note = load.note(request.prompt_tokens, warm_tokens, request.n, now_s)
         context_k = (request.prompt_tokens + placement.ticket.expected_output_tokens * 0.5) / 1000
-        note.itl_s = load.itl_s(request.n, context_k, now_s)
+        load.fresh(now_s)
+        note.itl_s = load.itl_s(request.n, context_k)
         placement.features = note
         load.starts(placement, now_s)
         load.stale()

@@ -147,16 +147,14 @@ class Drift:
         self.samples = 0
         self.far = 0  # samples in a row with the bias beyond FAR_RATIO
 
-    def follow(self, ratio: float, most: float = 0.5) -> float:
-        """`ratio` = actual / (predicted x value). At most this share (0..1) of a miss is believed at once; the factor it moved by."""
+    def follow(self, ratio: float, most: float = 0.5) -> None:
+        """`ratio` = actual / (predicted x value). At most this share (0..1) of a miss is believed at once."""
         miss = math.log(min(max(ratio, 0.1), 10.0))
         self.trend += 0.3 * (miss - self.trend)
         self.samples += 1
         eagerness = 0.03 + min(most, max(abs(self.trend) - 0.05, 0.0) * 1.5, abs(miss) * 2)
         if self.samples < 8:
             eagerness = max(eagerness, 1.0 / (self.samples + 1))
-        moved = math.exp(eagerness * miss)
-        self.value = min(max(self.value * moved, 0.02), 50.0)
+        self.value = min(max(self.value * math.exp(eagerness * miss), 0.02), 50.0)
         self.trend *= 1.0 - eagerness
         self.far = self.far + 1 if not (1 / self.FAR_RATIO < self.value < self.FAR_RATIO) else 0
-        return moved
