@@ -34,8 +34,8 @@ class Relay:
 
     __slots__ = (
         "_body", "_body_left", "_coalesced", "_connection", "_ended", "_exchange", "_fresh", "_head", "_head_data", "_held", "_held_bytes",
-        "_measures", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch", "_with_usage", "deadlines", "held_back",
-        "placement", "upstream_status",
+        "_measures", "_pass_on", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch", "_with_usage", "deadlines",
+        "held_back", "placement", "upstream_status",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, placement: Placement, upstream: Upstream, watch: Stopwatch) -> None:
@@ -52,6 +52,7 @@ class Relay:
         self._fresh = False  # the connection was opened for this request
         self.held_back = False  # waits for the coalescer's next tick
         self.upstream_status = 0
+        self._pass_on = exchange.client.transport.write
         self.deadlines = Deadlines(placement, exchange.front.timeouts)
 
     def _reset(self) -> None:
@@ -102,28 +103,24 @@ class Relay:
         """Bytes from the engine."""
         if self._measures:
             body, reader = self._body, self._reader  # the steady state of a stream, for every chunk of it
-            if body is not None and reader is not None:
-                at = body.whole(data)
-                if at:
-                    content = data[at:-2]
-                    deltas = reader.feed(content)
-                    if reader.failed:
-                        self._stream(b"", deltas)
-                        return
-                    out = reader.out
-                    if deltas:
-                        watch = self._watch
-                        watch.delta(monotonic(), deltas)
-                        placement = self.placement
-                        placement.output_tokens = watch.deltas
-                        placement.last_token_at_s = watch.last_at_s
-                    if out is content and not self._plain:
-                        self._exchange.write(data)
-                    elif out:
-                        self._exchange.write(out if self._plain else chunk(out))
-                    if self._coalesced:
-                        self._hold_back()
+            contents = body.whole(data) if body is not None else None
+            if contents is not None and reader is not None:
+                deltas = reader.feed_all(contents)
+                if reader.failed:
+                    self._stream(b"", deltas)
                     return
+                if deltas:
+                    watch, placement = self._watch, self.placement
+                    watch.delta(monotonic(), deltas)
+                    placement.output_tokens = watch.deltas
+                    placement.last_token_at_s = watch.last_at_s
+                if reader.unchanged and not self._plain:
+                    self._pass_on(data)
+                else:
+                    self._write(reader.out)
+                if self._coalesced:
+                    self._hold_back()
+                return
         try:
             self._received(data)
         except FramingError:

@@ -137,6 +137,24 @@ def test_any_split_gives_the_same_counts_and_bytes(events: list[bytes], cuts: li
     assert passed == (wire.replace(event(USAGE), b"") if drops else wire)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=12), st.sampled_from(['"', "\\", '\\"', '","x":"', "", "\n\n", '"content":"'])), min_size=1, max_size=12
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_text_is_a_token_and_no_text_is_none_however_like_the_chunk_before(texts: list[str], spaced: bool, ascii_only: bool) -> None:
+    reader = Reader(Endpoint.CHAT, False, 1 << 20)
+    separators = (", ", ": ") if spaced else (",", ":")
+    for text in texts:
+        value = {"id": "c", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+        wire = b"data: " + json.dumps(value, separators=separators, ensure_ascii=ascii_only).encode() + b"\n\n"
+        assert reader.feed_all([wire, wire]) == 2 * (text != "")
+        assert reader.unchanged
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=8))
 def test_no_bytes_are_a_fault_of_ours(parts: list[bytes]) -> None:
