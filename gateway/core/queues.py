@@ -43,7 +43,7 @@ class Lane:
     """The queue of one class for one model. Between tenants it is start-time fair queueing over tokens: each ticket moves its tenant's
     virtual time on by its tokens over the tenant's weight, and the tenant that is furthest behind is next."""
 
-    __slots__ = ("_lines", "_order", "_served", "_turns", "bytes", "experience_class", "model", "rank", "requests", "weights")
+    __slots__ = ("_lines", "_order", "_served", "_turns", "bytes", "experience_class", "model", "paid", "rank", "requests", "weights")
 
     def __init__(self, model: str, experience_class: str, rank: int, turns: bool, weights: dict[str, float]) -> None:
         self.model = model
@@ -52,6 +52,7 @@ class Lane:
         self.requests = 0
         self.bytes = 0
         self.weights = weights
+        self.paid: dict[str, float] = {}  # tokens that each tenant has been served from here, ever
         self._turns = turns
         self._lines: dict[str, _Line] = {}
         self._served = 0.0
@@ -105,6 +106,13 @@ class Lane:
             cost = ticket.request.prompt_tokens + ticket.expected_output_tokens
             self._served = max(self._served, line.served)
             line.served += cost / self.weights.get(line.tenant, 1.0)
+            self.paid[line.tenant] = self.paid.get(line.tenant, 0.0) + cost
+
+    def served_elsewhere(self, tenant: str, tokens: float) -> None:
+        """Another worker has served a tenant so many tokens of this class: if it waits here as well, it has had that much already."""
+        line = self._lines.get(tenant)
+        if line is not None:
+            line.served += tokens / self.weights.get(tenant, 1.0)
 
     def oldest_at_s(self) -> float:
         """When the oldest arrived; 0 when nobody waits. Walks the lane."""
@@ -206,6 +214,21 @@ class Queues:
         self.remove(ticket)
         ticket.late, ticket.seen_version = True, -1
         self.push(ticket)
+
+    def served_elsewhere(self, model: str, experience_class: str, tenant: str, tokens: float) -> None:
+        """Another worker has served a tenant so many tokens: between tenants it is the fleet's turns that are fair."""
+        queues = self.by_model.get(model)
+        if queues is not None:
+            for lane in (*queues.lanes, queues.late):
+                if lane.experience_class == experience_class:
+                    lane.served_elsewhere(tenant, tokens)
+
+    def paid(self) -> Iterator[tuple[str, str, str, float]]:
+        """Model, class ("" = late), tenant, and the tokens it was ever served of what had waited."""
+        for model, queues in self.by_model.items():
+            for lane in (*queues.lanes, queues.late):
+                for tenant, tokens in lane.paid.items():
+                    yield model, lane.experience_class, tenant, tokens
 
     def ahead(self, model: str, rank: int) -> int:
         """Requests waiting for `model` in classes as tight as `rank` or tighter: what stands before a new one."""

@@ -25,6 +25,7 @@ from gateway.state.redis import RedisStore
 from gateway.state.slots import Slots
 from gateway.state.store import StoreError
 from gateway.state.telemetry import Telemetry
+from gateway.state.turns import Turns
 from gateway.state.warm import WarmStart
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Sharing:
         self.telemetry = Telemetry(attainment, self.store, self.names, worker, clock=monotonic, unix=time)
         self.history = History(self.store, self.names, worker)
         self.warm = WarmStart(predictor, self.store, self.names, self.controller)
+        self.turns = Turns(front.live.core.queues, self.store, self.names, worker, unix=time)
         self._front = front
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -82,7 +84,7 @@ class Sharing:
         await self.quotas.look()
         with contextlib.suppress(StoreError):
             await self.warm.begin()
-        running = (self.slots.run(), self.quotas.run(), self.controller.run(), self.telemetry.run(), self.warm.run())
+        running = (self.slots.run(), self.quotas.run(), self.controller.run(), self.telemetry.run(), self.warm.run(), self.turns.run())
         self._tasks = [asyncio.ensure_future(run) for run in running]
 
     async def stop(self) -> None:

@@ -15,7 +15,12 @@ class Names:
         self.controller = f"{tag}:controller"
         self.fence = f"{tag}:fence"
         self.learnt = f"{tag}:learnt"
+        self._turns = f"{tag}:turns:"
         self._window = f"{tag}:window:"
+
+    def turns(self, minute: int) -> str:
+        """What tenants were served until this minute of Unix time, a field each worker."""
+        return f"{self._turns}{minute}"
 
     def window(self, length_s: float, start_unix_s: float) -> str:
         """The windows of `length_s` (10 or 60) that begin at or after this multiple of it, a field each worker."""
