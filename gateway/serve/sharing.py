@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gateway.state.store import Store
     from gateway.wire.front import Front
 
+STOP_S = 1.0
+
 log = logging.getLogger("slo_gateway")
 
 
@@ -89,9 +91,12 @@ class Sharing:
 
     async def stop(self) -> None:
         """Give everything back, if the store listens."""
+        self.slots.over = self.quotas.over = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            # Somewhere below, a cancellation that meets a timeout may be taken for one; the flags above end the loops all the same.
+            await asyncio.wait(self._tasks, timeout=STOP_S)
         await self.slots.leave()
         await self.controller.leave()
         await self.telemetry.leave()

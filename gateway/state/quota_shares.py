@@ -52,6 +52,7 @@ class QuotaShares:
     ) -> None:
         self.workers = max(expected, 1)  # that were there at the last answer
         self.lost: bool | None = None  # wallets no longer stand; None before the first answer, or its failure
+        self.over = False  # no more looks
         self._quotas = quotas
         self._store = store
         self._key = key
@@ -62,8 +63,8 @@ class QuotaShares:
         self._made_ms = 0  # when what we last saw there was made
 
     async def run(self) -> None:
-        """Look, for ever."""
-        while True:
+        """Look, until it is over."""
+        while not self.over:
             await asyncio.sleep(EVERY_S)
             try:
                 await self.look()

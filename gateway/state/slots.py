@@ -97,6 +97,7 @@ class Slots:
         self.lost: bool | None = None  # no lease of ours stands; None before the first answer, or its failure
         self.known: list[str] = [worker]  # workers that were there at the last answer
         self.settled = False
+        self.over = False  # no more renewals
         self._store = store
         self._key = key
         self._expected = expected
@@ -114,8 +115,8 @@ class Slots:
     # ---- what happens all the time
 
     async def run(self) -> None:
-        """Renew, for ever."""
-        while True:
+        """Renew, until it is over."""
+        while not self.over:
             await asyncio.sleep(LOOK_S)
             try:
                 if self._clock() - self._asked_at_s >= EVERY_S or self.wanting():
