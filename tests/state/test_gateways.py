@@ -76,6 +76,7 @@ def test_a_quota_is_one_for_all_gateways(place: Place, server: Server) -> None:
 
 def test_open_goes_on_without_the_server_and_says_so(place: Place, server: Server) -> None:
     both = gateways(place, server, place.engine())
+    until(lambda: all(shares(gateway)["workers"] == 2 for gateway in both))
     server.kill()
     until(lambda: all(shares(gateway)["state"] == "lost" for gateway in both), 10.0)
     assert [ask(gateway).status_code for gateway in both for _ in range(4)] == [200] * 8
