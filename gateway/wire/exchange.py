@@ -185,7 +185,7 @@ class Exchange:
         """One attempt. None when it failed before anything was sent and another one may follow."""
         front = self.front
         ticket = placement.ticket
-        self._forget()
+        self._attempt, self._failure = None, None
         upstream = front.upstreams.by_id.get(placement.instance_id)
         if upstream is None:  # left at a reload, between its choice and this moment
             self._failure = (FailReason.CONNECT, errors.failed(FailReason.CONNECT), True, False)
@@ -193,7 +193,7 @@ class Exchange:
             cell = front.cell(ticket, placement.pool)
             self.relay = Relay(self, placement, upstream, Stopwatch(cell, ticket.tag.targets.itl_s, ticket.request.n))
             self.relay.start()
-        while self._untold():
+        while self._attempt is None and self._failure is None:
             await _turn()
         self.relay = None
         if self._failure is None:
@@ -212,12 +212,6 @@ class Exchange:
             front.live.observe(ticket, self.outcome)
             raise error
         return None
-
-    def _forget(self) -> None:
-        self._attempt, self._failure = None, None
-
-    def _untold(self) -> bool:
-        return self._attempt is None and self._failure is None
 
     # ---- what others tell it
 
