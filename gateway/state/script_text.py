@@ -6,5 +6,5 @@ from importlib.resources import files
 
 
 def script_text(name: str) -> str:
-    """The text of a `.lua` file of this room."""
-    return files("gateway.state").joinpath(name).read_text()
+    """A script over the records of all workers: records.lua, then the `.lua` file of this name."""
+    return "".join(files("gateway.state").joinpath(part).read_text() for part in ("records.lua", name))

@@ -1,0 +1,46 @@
+-- What slots.lua and quotas.lua begin with: the records of all workers, in one hash. Atomic, on the server's time.
+-- KEYS[1]  the hash: worker -> record, '' -> '<when it was made, ms> <1 when records of an earlier one may still stand>'
+-- ARGV[1]  the worker; ARGV[2] for how long its record stands, ms; ARGV[3] when the hash it last saw was made, 0 for none
+-- A record is msgpack of [expires at ms, {name: row}].
+local key, me, stands_ms, seen_ms = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local made_ms, settled
+
+-- Calls look(worker, read, record) for every other worker's. It says whether the rows are sound, and whether to keep them.
+local function each_other(look)
+  local found = redis.pcall('HGETALL', key)
+  if found.err then -- somebody else's value under our key
+    redis.call('DEL', key)
+    found = {}
+  end
+  local torn, broken = false, false
+  for at = 1, #found, 2 do
+    local worker, record = found[at], found[at + 1]
+    if worker == '' then
+      local made, mark = string.match(record, '^(%d+) ([01])$')
+      made_ms, torn = tonumber(made), mark == '1'
+    elseif worker ~= me then
+      local ok, read = pcall(cmsgpack.unpack, record)
+      local sound, keep = false, false
+      if ok and type(read) == 'table' and type(read[1]) == 'number' and type(read[2]) == 'table' and read[1] <= now_ms + 60000 then
+        sound, keep = look(worker, read, record)
+      end
+      if not sound then broken = true end
+      if not sound or not keep then redis.call('HDEL', key, worker) end
+    end
+  end
+  -- A hash that has replaced another one, or has lost a record, does not know all that others hold: until all of it must have been
+  -- renewed or have run out, nobody gets more than it has.
+  local was_made_ms, was_torn = made_ms, torn
+  if broken or not made_ms or made_ms > now_ms then made_ms, torn = now_ms, broken end
+  if seen_ms > 0 and seen_ms ~= made_ms then torn = true end
+  if made_ms ~= was_made_ms or torn ~= was_torn then redis.call('HSET', key, '', string.format('%.0f %d', made_ms, torn and 1 or 0)) end
+  settled = not torn or now_ms - made_ms >= stands_ms
+end
+
+local function keep_mine(rows)
+  redis.call('HSET', key, me, cmsgpack.pack({now_ms + stands_ms, rows}))
+  redis.call('PEXPIRE', key, math.max(stands_ms * 100, 120000))
+end
+
