@@ -19,6 +19,7 @@ from gateway.config.settings import StateLost
 from gateway.config.state_url import parse_state_url
 from gateway.state.controller import ControllerLease
 from gateway.state.history import History
+from gateway.state.looks import ended
 from gateway.state.names import Names
 from gateway.state.quota_shares import QuotaShares
 from gateway.state.redis import RedisStore
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from gateway.predict.predictor import LearningPredictor
     from gateway.state.store import Store
     from gateway.wire.front import Front
-
-STOP_S = 1.0
 
 log = logging.getLogger("slo_gateway")
 
@@ -91,12 +90,7 @@ class Sharing:
 
     async def stop(self) -> None:
         """Give everything back, if the store listens."""
-        self.slots.over = self.quotas.over = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            # Somewhere below, a cancellation that meets a timeout may be taken for one; the flags above end the loops all the same.
-            await asyncio.wait(self._tasks, timeout=STOP_S)
+        await ended(self._tasks)
         await self.slots.leave()
         await self.controller.leave()
         await self.telemetry.leave()

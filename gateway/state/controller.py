@@ -7,13 +7,12 @@ refuses those whose token does not hold the lease at that very moment.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from random import Random
 from time import monotonic
 from typing import Any
 
+from gateway.state.looks import again
 from gateway.state.names import Names
 from gateway.state.store import Arg, Script, Store, StoreError
 
@@ -102,7 +101,6 @@ class ControllerLease:
         holds_s: float = HOLDS_S,
         changed: Callable[[bool], object] = lambda holds: None,
         clock: Callable[[], float] = monotonic,
-        chance: Random | None = None,
     ) -> None:
         self.token = 0
         self._store = store
@@ -111,7 +109,6 @@ class ControllerLease:
         self._holds_s = holds_s
         self._changed = changed
         self._clock = clock
-        self._chance = chance or Random()  # noqa: S311
         self._until_s = 0.0
         self._told = False
 
@@ -121,9 +118,7 @@ class ControllerLease:
 
     async def run(self) -> None:
         """Renew, for ever."""
-        while True:
-            await self.renew()
-            await asyncio.sleep(EVERY_S * (0.9 + 0.2 * self._chance.random()))
+        await again(EVERY_S, "controller lease", self.renew)
 
     async def renew(self) -> bool:
         """Hold on to the lease, or try to get it. False as well when there was no answer in time."""

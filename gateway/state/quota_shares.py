@@ -9,7 +9,6 @@ Without an answer for longer than STANDS_S each worker goes on with its equal pa
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -19,6 +18,7 @@ import msgspec
 
 from gateway.quota.measure import Measure
 from gateway.quota.quotas import Quotas
+from gateway.state.looks import again
 from gateway.state.script_text import script_text
 from gateway.state.slots import STANDS_S
 from gateway.state.store import Store, StoreError
@@ -52,7 +52,6 @@ class QuotaShares:
     ) -> None:
         self.workers = max(expected, 1)  # that were there at the last answer
         self.lost: bool | None = None  # wallets no longer stand; None before the first answer, or its failure
-        self.over = False  # no more looks
         self._quotas = quotas
         self._store = store
         self._key = key
@@ -63,13 +62,8 @@ class QuotaShares:
         self._made_ms = 0  # when what we last saw there was made
 
     async def run(self) -> None:
-        """Look, until it is over."""
-        while not self.over:
-            await asyncio.sleep(EVERY_S)
-            try:
-                await self.look()
-            except Exception:
-                log.exception("quotas could not be shared")
+        """Look, for ever."""
+        await again(EVERY_S, "quotas", self.look)
 
     def begin(self) -> None:
         """Spend nothing until there is an answer."""

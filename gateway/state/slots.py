@@ -11,7 +11,6 @@ vouched for by somebody with work there is in force.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from gateway.core.fleet import Instance
 from gateway.core.flow import UNSHARED, Lease
 from gateway.core.queues import ModelQueues
 from gateway.live import Live
+from gateway.state.looks import again
 from gateway.state.script_text import script_text
 from gateway.state.shares import shares, static_share
 from gateway.state.store import Store, StoreError
@@ -97,7 +97,6 @@ class Slots:
         self.lost: bool | None = None  # no lease of ours stands; None before the first answer, or its failure
         self.known: list[str] = [worker]  # workers that were there at the last answer
         self.settled = False
-        self.over = False  # no more renewals
         self._store = store
         self._key = key
         self._expected = expected
@@ -115,14 +114,12 @@ class Slots:
     # ---- what happens all the time
 
     async def run(self) -> None:
-        """Renew, until it is over."""
-        while not self.over:
-            await asyncio.sleep(LOOK_S)
-            try:
-                if self._clock() - self._asked_at_s >= EVERY_S or self.wanting():
-                    await self.renew()
-            except Exception:
-                log.exception("leases could not be renewed")
+        """Renew, for ever."""
+        await again(LOOK_S, "leases", self._look)
+
+    async def _look(self) -> None:
+        if self._clock() - self._asked_at_s >= EVERY_S or self.wanting():
+            await self.renew()
 
     def begin(self) -> None:
         """Use nothing until there is an answer."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from random import Random
 from time import perf_counter
 from typing import cast
 
@@ -20,6 +19,7 @@ from gateway.measure.attainment import Attainment
 from gateway.measure.tally import Counts, Tally
 from gateway.measure.windows import LONG_S, SHORT_S, Window
 from gateway.state.blob import VERSION, WindowBlob, edges_of, pack
+from gateway.state.looks import again
 from gateway.state.names import Names
 from gateway.state.store import Store, StoreError
 
@@ -43,7 +43,6 @@ class Telemetry:
         *,
         clock: Callable[[], float],
         unix: Callable[[], float],
-        chance: Random | None = None,
     ) -> None:
         self.told_unix_s = 0.0  # up to when everything was told
         self._attainment = attainment
@@ -52,7 +51,6 @@ class Telemetry:
         self._worker = worker
         self._clock = clock
         self._unix = unix
-        self._chance = chance or Random()  # noqa: S311
         self._short_until_s = -1.0  # windows up to here have been told for good
         self._long_until_s = -1.0
         self._minute_until_s = -1.0  # the open minute was told with the windows up to here
@@ -63,14 +61,7 @@ class Telemetry:
 
     async def run(self) -> None:
         """Tell, for ever."""
-        while True:
-            await asyncio.sleep(EVERY_S * (0.9 + 0.2 * self._chance.random()))
-            try:
-                await self.flush()
-            except StoreError as error:
-                log.debug("telemetry: %s", error)
-            except Exception:
-                log.exception("telemetry could not be shared")
+        await again(EVERY_S, "telemetry", self.flush)
 
     async def leave(self) -> None:
         """The last words: nothing more will come from this worker."""

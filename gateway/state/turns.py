@@ -6,17 +6,16 @@ turns on by what was added since they last looked. A worker that is seen for the
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from heapq import nlargest
-from random import Random
 
 import msgspec
 
 from gateway.core.queues import Queues
+from gateway.state.looks import again
 from gateway.state.names import Names
-from gateway.state.store import Store, StoreError
+from gateway.state.store import Store
 
 log = logging.getLogger("slo_gateway")
 
@@ -44,29 +43,19 @@ _decoder = msgspec.msgpack.Decoder(Told)
 class Turns:
     """One worker's side of it. `unix` tells wall time, which only chooses the key."""
 
-    def __init__(
-        self, queues: Queues, store: Store, names: Names, worker: str, *, unix: Callable[[], float], chance: Random | None = None
-    ) -> None:
+    def __init__(self, queues: Queues, store: Store, names: Names, worker: str, *, unix: Callable[[], float]) -> None:
         self._queues = queues
         self._store = store
         self._names = names
         self._worker = worker
         self._unix = unix
-        self._chance = chance or Random()  # noqa: S311
         self._seen: dict[str, dict[tuple[str, str, str], float]] = {}  # by worker
         self._told: list[Row] | None = None
         self._told_minute = -1
 
     async def run(self) -> None:
         """Tell and look, for ever."""
-        while True:
-            await asyncio.sleep(EVERY_S * (0.9 + 0.2 * self._chance.random()))
-            try:
-                await self.look()
-            except StoreError as error:
-                log.debug("turns: %s", error)
-            except Exception:
-                log.exception("turns could not be shared")
+        await again(EVERY_S, "turns", self.look)
 
     async def look(self) -> None:
         """Tell what was served here, and count what was served elsewhere."""

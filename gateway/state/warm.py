@@ -11,8 +11,7 @@ import asyncio
 import logging
 import math
 import zlib
-from random import Random
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Annotated, Any
 
 import msgspec
@@ -20,14 +19,15 @@ from msgspec import Meta
 
 from gateway.predict.predictor import LearningPredictor
 from gateway.state.controller import ControllerLease
+from gateway.state.looks import again
 from gateway.state.names import Names
-from gateway.state.store import Store, StoreError
+from gateway.state.store import Store
 
 log = logging.getLogger("slo_gateway")
 
 EVERY_S = 30.0
 LOOK_S = 1.0
-"""between looks for it while the store does not answer at the start"""
+"""between looks whether the store answers at the start, and whether it is time to tell"""
 KEPT_S = 7 * 86400.0
 SLICE_S = 0.0005
 MAX_BYTES = 16 * 1024 * 1024
@@ -134,26 +134,24 @@ def _finite(value: Any) -> bool:
 class WarmStart:
     """One worker's side of it."""
 
-    def __init__(
-        self, predictor: LearningPredictor, store: Store, names: Names, controller: ControllerLease, chance: Random | None = None
-    ) -> None:
+    def __init__(self, predictor: LearningPredictor, store: Store, names: Names, controller: ControllerLease) -> None:
         self.begun = False  # with what was there, or the knowledge that there is nothing
         self._predictor = predictor
         self._store = store
         self._names = names
         self._controller = controller
-        self._chance = chance or Random()  # noqa: S311
+        self._told_at_s = monotonic()
 
     async def run(self) -> None:
         """Begin warm as soon as the store answers, and tell for ever."""
-        while True:
-            try:
-                await (self.tell() if self.begun else self.begin())
-            except StoreError as error:
-                log.debug("what was learnt: %s", error)
-            except Exception:
-                log.exception("what was learnt could not be shared")
-            await asyncio.sleep((EVERY_S if self.begun else LOOK_S) * (0.9 + 0.2 * self._chance.random()))
+        await again(LOOK_S, "what was learnt", self._look)
+
+    async def _look(self) -> None:
+        if not self.begun:
+            await self.begin()
+        elif monotonic() - self._told_at_s >= EVERY_S:
+            self._told_at_s = monotonic()
+            await self.tell()
 
     async def begin(self) -> bool:
         """Take over what the fleet has learnt. False when there was nothing of use. StoreError: nobody knows."""

@@ -1,0 +1,42 @@
+"""What a worker does about the shared state in the background: it looks again and again, whatever comes of a look.
+
+When a look is due, and what is done then, is the business of those who look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from random import Random
+
+from gateway.state.store import StoreError
+
+log = logging.getLogger("slo_gateway")
+
+CANCELLED_AGAIN_S = 0.2
+CANCELLED_TIMES = 5
+
+
+async def again(every_s: float, what: str, look: Callable[[], Awaitable[object]]) -> None:
+    """Wait for `every_s`, up to a tenth longer so that workers spread out, and look; for ever. A store that does not answer is told by
+    its health, anything else that goes wrong by the log."""
+    chance = Random()  # noqa: S311
+    while True:
+        await asyncio.sleep(every_s * (1.0 + 0.1 * chance.random()))
+        try:
+            await look()
+        except StoreError as error:
+            log.debug("%s: %s", what, error)
+        except Exception:
+            log.exception("%s could not be shared", what)
+
+
+async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel them until they have ended, for a second at most: below a look, a cancellation that meets a timeout may be taken for one."""
+    left = set(tasks)
+    for _ in range(CANCELLED_TIMES):
+        for task in left:
+            task.cancel()
+        if left:
+            _, left = await asyncio.wait(left, timeout=CANCELLED_AGAIN_S)
