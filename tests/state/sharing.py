@@ -70,6 +70,10 @@ def redis_binary() -> str:
     return shutil.which("redis-server") or ""
 
 
+def store_at(server: Server, timeout_s: float = 0.1) -> RedisStore:
+    return RedisStore(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
+
+
 class Counting(RedisStore):
     """A store that counts what is asked of it."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from click.testing import CliRunner
 
 from gateway.cli.main import main
@@ -15,13 +16,7 @@ from tests.conftest import Place, Process, until
 from tests.state.sharing import Server
 from tests.state.test_gateways import ask, gateways, shares
 
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    yield made
-    made.go_on()
-    made.kill()
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "state.md"
 
 
 def report(gateway: Process, by: str = "experience_class") -> dict[str, Any]:
@@ -91,3 +86,16 @@ def test_without_the_server_each_answers_for_itself_and_says_why(place: Place, s
     until(lambda: shares(second)["store"]["connected"], 2.0)
     until(lambda: report(second)["total"]["completed"] == 2, 5.0)
     assert metric(second, "slo_gateway_state_silent_seconds") < 2.0
+
+
+def test_the_reader_in_the_documentation_reads_what_the_gateways_wrote(place: Place, server: Server) -> None:
+    first, second = gateways(place, server, place.engine())
+    for gateway in (first, first, second):
+        assert ask(gateway).status_code == 200
+    [reader] = re.findall("```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    command = [sys.executable, "-c", reader, f"unix://{server.socket}", "default"]
+
+    def read() -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    until(lambda: "batch completed=3 attained=3 ttft_p95_ms=" in read())

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.conftest import MODEL, Place, Process, until
 from tests.state.sharing import Server
 
 LIMIT = 3
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    yield made
-    made.kill()
 
 
 def gateways(place: Place, server: Server, engine: Process, **more: Any) -> list[Process]:

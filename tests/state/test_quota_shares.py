@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -19,13 +18,6 @@ from tests.quota.test_quotas import settings, ticket
 from tests.state.sharing import STANDS_S, Counting, Server
 
 KEY = "{slo-gateway}:quotas"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    yield made
-    made.kill()
 
 
 class Worker:

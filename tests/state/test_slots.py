@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from tests.state.sharing import KEY, STANDS_S, Server, Worker, redis_binary, round_of
+from tests.state.sharing import KEY, STANDS_S, Server, Worker, round_of
 
 
 @pytest.fixture(params=["valkey", "redis"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    binary = redis_binary() if request.param == "redis" else ""
-    if request.param == "redis" and not binary:
-        pytest.skip("no redis-server installed")
-    made = Server(tmp_path, binary)
-    yield made
-    made.kill()
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 async def becomes(true: Callable[[], Any], step: Callable[[], Awaitable[Any]], within_s: float = 5.0) -> None:

@@ -9,31 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.state_url import StateAddress, StateKind, parse_state_url
+from gateway.config.state_url import parse_state_url
 from gateway.state.controller import ControllerLease
 from gateway.state.memory import MemoryStore
 from gateway.state.names import Names
 from gateway.state.redis import RedisStore
 from gateway.state.store import Store, StoreError
-from tests.state.sharing import Server, redis_binary
+from tests.state.sharing import Server, redis_binary, store_at
 
 NAMES = Names("test")
 Test = Callable[[Store], Awaitable[None]]
 
 
 @pytest.fixture(params=["valkey", "redis"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    binary = redis_binary() if request.param == "redis" else ""
-    if request.param == "redis" and not binary:
-        pytest.skip("no redis-server installed")
-    made = Server(tmp_path, binary)
-    yield made
-    made.go_on()
-    made.kill()
-
-
-def store_at(server: Server, timeout_s: float = 0.1) -> RedisStore:
-    return RedisStore(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=["memory", "valkey", "redis"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -19,19 +17,10 @@ from gateway.state.blob import VERSION, WindowBlob, edges_of, pack, unpack
 from gateway.state.memory import MemoryStore
 from gateway.state.store import StoreError
 from tests.measure.conftest import CHAT, SUMMARY
-from tests.state.sharing import Server
+from tests.state.sharing import Server, store_at
 from tests.state.telling import NAMES, UNIX_S, Clock, Teller, completed_in, pass_time
-from tests.state.test_store import store_at
 
 EDGES = tally_edges([CHAT, SUMMARY])
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    yield made
-    made.go_on()
-    made.kill()
 
 
 def nearest_rank(samples: list[float], q: float) -> float:

@@ -1,0 +1,52 @@
+"""The loop below everything that is shared goes on whatever a look comes to, and ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.state.looks import again, ended
+from gateway.state.store import StoreError
+
+
+def test_looks_go_on_after_a_silent_store_and_after_a_mistake() -> None:
+    async def run() -> None:
+        looked: list[int] = []
+        enough = asyncio.Event()
+
+        async def look() -> None:
+            looked.append(1)
+            if len(looked) == 1:
+                raise StoreError("no answer", "here")
+            if len(looked) == 2:
+                raise RuntimeError("a mistake")
+            enough.set()
+
+        task = asyncio.ensure_future(again(0.0, "a test", look))
+        await asyncio.wait_for(enough.wait(), 5.0)
+        await ended([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+
+
+def test_a_loop_ends_although_a_look_took_its_cancellation_for_something_else() -> None:
+    async def run() -> None:
+        looking = asyncio.Event()
+        swallowed: list[int] = []
+
+        async def look() -> None:
+            looking.set()
+            try:
+                await asyncio.sleep(30.0)
+            except asyncio.CancelledError:
+                swallowed.append(1)
+
+        task = asyncio.ensure_future(again(0.0, "a test", look))
+        await looking.wait()
+        looking.clear()
+        end = asyncio.ensure_future(ended([task]))
+        await asyncio.wait_for(end, 5.0)
+        assert swallowed
+        assert len(swallowed) <= 5
+
+    asyncio.run(run())
