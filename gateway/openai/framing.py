@@ -19,9 +19,6 @@ _HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+;=:\[\]]*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
-# Size lines that were seen, with what they say: a stream's events are of a few hundred sizes.
-_sizes: dict[bytes, int] = {}
-_MAX_SIZES = 4096
 
 # All that a chunked body may spend on extensions: nobody uses them, and they are a way to send without end.
 CHUNK_EXTENSION_BYTES = 256
@@ -201,29 +198,10 @@ class ChunkedBody:
         self.done = False
         self.left = b""
 
-    def whole(self, data: bytes) -> list[bytes] | None:
-        """The contents of `data` when it is exactly so many whole chunks (none the last one), else None and no state has moved. Engines
-        send one chunk an event, so that this is how nearly every read of a stream looks."""
-        if self._state != 0 or self._line:
-            return None
-        find, end = data.find, len(data)
-        at = 0
-        contents: list[bytes] = []
-        while at < end:
-            start = find(b"\r\n", at + 1, at + 17)
-            line = data[at:start]
-            size = _sizes.get(line)
-            if size is None:
-                if start < 0 or _SIZE.fullmatch(line) is None:
-                    return None
-                size = int(line, 16)
-                if len(_sizes) < _MAX_SIZES:
-                    _sizes[line] = size
-            at = start + 4 + size
-            if not size or at > end or data[at - 2 : at] != b"\r\n":
-                return None
-            contents.append(data[start + 2 : at - 2])
-        return contents
+    @property
+    def between(self) -> bool:
+        """Has every chunk that began ended?"""
+        return self._state == self._SIZE_LINE and not self._line
 
     def feed(self, data: bytes) -> bytes:
         """The content in `data`. FramingError when it is not a chunked body."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.flow import Endpoint
+from gateway.openai.frame import Frame
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -56,7 +57,7 @@ _any_of = msgspec.json.Decoder().decode
 _DONE = b"data: [DONE]\n\n"
 # The keys of a chunk's text with its opening quote: a quote inside a string is escaped, so that this is a key wherever it stands.
 _TEXT = re.compile(rb'"(?:content|text)" ?: ?"?')
-MAX_PATTERNS = 64  # a stream: some write the time into every event, which no pattern survives
+MAX_FRAMES = 64  # a stream: some write the time into every event, which no frame survives
 _CHUNKS = frozenset((Endpoint.CHAT, Endpoint.COMPLETIONS))
 _ENDINGS = frozenset(("response.completed", "response.incomplete", "response.failed", "message_stop"))
 
@@ -100,8 +101,7 @@ class Reader:
     """One stream. `feed` every read, in order; afterwards `out` is what goes on (the very object that came, when nothing changed)."""
 
     __slots__ = (
-        "_before", "_behind", "_chunks", "_drops_usage", "_line_limit", "_patterns", "_rest", "done", "error", "failed", "out",
-        "unchanged", "usage",
+        "_chunks", "_drops_usage", "_frames", "_line_limit", "_rest", "done", "error", "failed", "frame", "out", "usage",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, drops_usage: bool, line_limit: int) -> None:
@@ -109,11 +109,9 @@ class Reader:
         self._drops_usage = drops_usage and self._chunks
         self._line_limit = line_limit
         self._rest = b""  # an event that is not complete
-        # What stood before and behind the text of the last plain chunk: an engine repeats it to the byte, only the text differs.
-        self._before = self._behind = b""
-        self._patterns = MAX_PATTERNS
+        self._frames = MAX_FRAMES
+        self.frame: Frame | None = None  # how the last plain token looked
         self.out = b""
-        self.unchanged = True
         self.usage: dict[str, int] | None = None
         self.error: Any = None
         self.done = False
@@ -121,14 +119,6 @@ class Reader:
 
     def feed(self, data: bytes) -> int:
         """The number of content deltas that are complete with these bytes."""
-        before = self._before
-        if before and data.startswith(before) and data.endswith(self._behind):
-            at = len(before)
-            end = len(data) - len(self._behind)
-            # Exactly one more string of at least a character: no quote before its closing one, and that one is not escaped.
-            if at < end and data.find(b'"', at) == end and data[end - 1] != 92 and data.find(b"\n", at, end) < 0 and not self._rest:
-                self.out = data
-                return 1
         if not self._rest and self._chunks and data[:6] == b"data: " and data[-2:] == b"\n\n" and data.find(b"\n") == len(data) - 2:
             # One whole event in one read: how nearly all come.
             self.out = data
@@ -139,7 +129,7 @@ class Reader:
             choices = chunk.choices
             if choices and chunk.usage is None and chunk.error is None:
                 deltas = _tokens_in(choices)
-                if deltas and self._patterns and len(choices) == 1:
+                if deltas and self._frames and len(choices) == 1:
                     self._recognise(data)
                 return deltas
             return self._chunk(chunk, data)
@@ -150,23 +140,10 @@ class Reader:
                 return deltas
         return self._split(data)
 
-    def feed_all(self, contents: list[bytes]) -> int:
-        """The same for several in a row. `unchanged` tells whether all of them go on as they are; `out` is only made when not."""
-        if len(contents) == 1:
-            deltas = self.feed(contents[0])
-            self.unchanged = self.out is contents[0]
-            return deltas
-        deltas, outs = 0, []
-        self.unchanged = True
-        for content in contents:
-            deltas += self.feed(content)
-            out = self.out
-            outs.append(out)
-            if out is not content:
-                self.unchanged = False
-        if not self.unchanged:
-            self.out = b"".join(outs)
-        return deltas
+    @property
+    def between(self) -> bool:
+        """Has every event that began ended?"""
+        return not self._rest
 
     def _recognise(self, event: bytes) -> None:
         """Of an event that carries a token in one choice: what is around its text, if that is its only text."""
@@ -176,8 +153,8 @@ class Reader:
         at = event.index(texts[0]) + len(texts[0])
         end = event.find(b'"', at)
         if end > at and event[end - 1] != 92:
-            self._patterns -= 1
-            self._before, self._behind = event[:at], event[end:]
+            self._frames -= 1
+            self.frame = Frame(event[:at], event[end:])
 
     def _burst(self, data: bytes) -> int:
         """Several whole events of one line each, read as one list: a line's end cannot stand inside JSON, so this is exact. -1 leaves

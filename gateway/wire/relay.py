@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gateway.core.flow import FailReason, Outcome, Placement, Result
 from gateway.measure.stopwatch import Stopwatch, outcome_of
 from gateway.openai import errors
+from gateway.openai.frame import Frame
 from gateway.openai.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
 from gateway.openai.sse import Reader, usage_of
 from gateway.wire.answers import EVENT_STREAM, JSON, WAIT_COMMENT
@@ -33,7 +34,7 @@ class Relay:
     """Made for one placement. Ends by telling its exchange once: `completed`, `failed`, or neither after `abandon`."""
 
     __slots__ = (
-        "_body", "_body_left", "_coalesced", "_connection", "_ended", "_exchange", "_fresh", "_head", "_head_data", "_held", "_held_bytes",
+        "_body", "_body_left", "_coalesced", "_connection", "_ended", "_exchange", "_frame", "_fresh", "_head", "_head_data", "_held", "_held_bytes",
         "_measures", "_pass_on", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch", "_with_usage", "deadlines",
         "held_back", "placement", "upstream_status",
     )  # fmt: skip
@@ -59,6 +60,7 @@ class Relay:
         self._head: AnswerHead | None = None
         self._body: ChunkedBody | None = None
         self._reader: Reader | None = None
+        self._frame: Frame | None = None  # how its tokens look, while all that came before was whole
         self._head_data = b""
         self._held: list[bytes] = []
         self._body_left = self._held_bytes = 0
@@ -101,23 +103,12 @@ class Relay:
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine."""
-        if self._measures:
-            body, reader = self._body, self._reader  # the steady state of a stream, for every chunk of it
-            contents = body.whole(data) if body is not None else None
-            if contents is not None and reader is not None:
-                deltas = reader.feed_all(contents)
-                if reader.failed:
-                    self._stream(b"", deltas)
-                    return
-                if deltas:
-                    watch, placement = self._watch, self.placement
-                    watch.delta(monotonic(), deltas)
-                    placement.output_tokens = watch.deltas
-                    placement.last_token_at_s = watch.last_at_s
-                if reader.unchanged and not self._plain:
-                    self._pass_on(data)
-                else:
-                    self._write(reader.out)
+        frame = self._frame
+        if frame is not None:  # the steady state of a stream: for every chunk of it
+            tokens = frame.tokens_in(data)
+            if tokens:
+                self._watch.delta(monotonic(), tokens)
+                self._pass_on(data)
                 if self._coalesced:
                     self._hold_back()
                 return
@@ -125,6 +116,9 @@ class Relay:
             self._received(data)
         except FramingError:
             self._fail(FailReason.MALFORMED)
+        body, reader = self._body, self._reader
+        steady = self._measures and body is not None and body.between and reader is not None and reader.between and not self._plain
+        self._frame = reader.frame if steady and reader is not None else None
 
     def _received(self, data: bytes) -> None:
         while self._head is None:
@@ -210,13 +204,12 @@ class Relay:
             self._fail(FailReason.MALFORMED)  # a line beyond the limit
             return
         if deltas:
-            placement, watch = self.placement, self._watch
-            watch.delta(now_s, deltas)
-            placement.output_tokens = watch.deltas
-            placement.last_token_at_s = now_s
+            placement = self.placement
+            self._watch.delta(now_s, deltas)
             if not self._measures:
                 self._measures = True
                 placement.first_token_at_s = now_s
+                self._count()
                 if not self._started:
                     self._start(EVENT_STREAM)
                 self._exchange.first_token(placement, now_s)
@@ -309,7 +302,15 @@ class Relay:
 
     # ---- the end
 
+    def _count(self) -> None:
+        """What the chunks have left to be counted: for measurement, and for who asks the placement how far it is."""
+        watch, placement = self._watch, self.placement
+        watch.fold()
+        placement.output_tokens = watch.deltas
+        placement.last_token_at_s = watch.last_at_s
+
     def _outcome(self, usage: dict[str, int] | None) -> Outcome:
+        self._count()
         return outcome_of(self.placement, self._watch, usage, monotonic())
 
     def _complete(self, outcome: Outcome, keep: bool) -> None:
@@ -431,6 +432,7 @@ class Relay:
         if now_s > self.deadlines.request_at_s:
             self._fail(FailReason.DEADLINE)
         elif self._measures:
+            self._count()
             if now_s - self._watch.last_at_s > self.deadlines.stall_s and not self._paused:
                 self._fail(FailReason.STALLED)
         elif now_s > self.deadlines.first_token_at_s:

@@ -273,4 +273,5 @@ def test_a_stream_goes_on_counting_when_targets_change_in_the_middle(attainment:
         if step == 3:
             attainment.change_edges(tally_edges([SUMMARY]))
         watch.delta(10.0 + step * 0.02)
+    watch.fold()
     assert cell.total().itl.count == 5

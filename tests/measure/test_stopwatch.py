@@ -22,6 +22,7 @@ def test_one_sample_is_taken_per_gap_between_deltas() -> None:
     watch, cell = watch_of()
     for at_s in (10.0, 10.02, 10.05, 10.06):
         watch.delta(at_s)
+    watch.fold()
     assert cell.now.itl.count == 3
     assert cell.now.itl.sum_s == pytest.approx(0.06)
     assert cell.now.itl.within(0.025) == 2
@@ -33,6 +34,7 @@ def test_deltas_that_arrive_in_one_read_share_the_gap_before_it() -> None:
     watch, cell = watch_of()
     watch.delta(10.0)
     watch.delta(10.06, deltas=3)
+    watch.fold()
     assert cell.now.itl.count == 3
     assert cell.now.itl.within(0.025) == 3  # 20 ms each
     assert watch.tpot_s(4) == pytest.approx(0.02)
@@ -41,6 +43,7 @@ def test_deltas_that_arrive_in_one_read_share_the_gap_before_it() -> None:
 def test_deltas_beside_the_first_are_no_samples() -> None:
     watch, cell = watch_of()
     watch.delta(10.0, deltas=5)
+    watch.fold()
     assert cell.now.itl.count == 0
     assert watch.itl_p95_s() is None
     assert watch.tpot_s(5) is None  # all at once: there is no pace to tell
@@ -54,6 +57,8 @@ def test_a_step_of_several_choices_is_one_gap() -> None:
     apart, apart_cell = watch_of(choices=2)
     for at_s in (10.0, 10.0, 10.02, 10.02, 10.04, 10.04):
         apart.delta(at_s)
+    bundled.fold()
+    apart.fold()
     assert bundled_cell.now.itl.count == 2
     assert bundled_cell.now.itl.sum_s == pytest.approx(0.04)
     assert apart_cell.now.itl.sum_s == pytest.approx(0.04)
@@ -67,6 +72,7 @@ def test_the_samples_add_up_to_last_minus_first(reads: list[tuple[float, int]]) 
     for gap_s, deltas in reads:
         now_s += gap_s
         watch.delta(now_s, deltas)
+    watch.fold()
     assert cell.now.itl.sum_s == pytest.approx(watch.last_at_s - watch.first_at_s, abs=1e-9)
     assert cell.now.itl.count == watch.deltas - reads[0][1]
 
@@ -106,8 +112,10 @@ def test_gaps_go_to_the_window_that_is_open() -> None:
     watch, cell = watch_of()
     watch.delta(10.0)
     watch.delta(10.02)
+    watch.fold()
     closed = cell.close()
     watch.delta(10.04)
     assert closed.itl.count == 1
+    watch.fold()
     assert cell.now.itl.count == 1
     assert cell.total().itl.count == 2

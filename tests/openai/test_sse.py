@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.flow import Endpoint
+from gateway.openai.framing import chunk
 from gateway.openai.sse import Reader, normal_usage, usage_of
 
 
@@ -151,8 +152,14 @@ def test_text_is_a_token_and_no_text_is_none_however_like_the_chunk_before(texts
     for text in texts:
         value = {"id": "c", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
         wire = b"data: " + json.dumps(value, separators=separators, ensure_ascii=ascii_only).encode() + b"\n\n"
-        assert reader.feed_all([wire, wire]) == 2 * (text != "")
-        assert reader.unchanged
+        assert reader.feed(wire) == (text != "")
+        assert reader.out is wire
+        frame = reader.frame
+        if frame is not None:
+            both = chunk(wire) + chunk(wire)
+            assert frame.tokens_in(both) in (0, 2 * (text != ""))
+            assert frame.tokens_in(both[:-1]) == 0
+            assert frame.tokens_in(both + b"0\r\n\r\n") == 0
 
 
 @settings(max_examples=100, deadline=None)
