@@ -19,6 +19,11 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import settings
+
+# A busy machine is no reason to fail: what has to be fast is measured in loadtests/.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 MODEL = "llama-8b"
 START_S = 20.0

@@ -35,7 +35,7 @@ from gateway.core.flow import (
 from gateway.core.forming import held_until_s
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
-from gateway.core.trail import Step, Trails
+from gateway.core.trail import Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
 LOOK_AHEAD = 3
@@ -96,6 +96,7 @@ class Core:
     def submit(self, ticket: Ticket, now_s: float) -> list[Action]:
         """A request arrives: it starts, waits, takes a looser class, or is refused."""
         ticket.queued_at_s = now_s
+        self.trails.begin(ticket)
         if not self._find_model(ticket):
             return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
         queues = self.queues.of(ticket.model)
@@ -136,7 +137,7 @@ class Core:
             class_ = self._classes[ticket.tag.experience_class]
             if not class_.refusable or self._may_wait(ticket, now_s):
                 self.queues.push(ticket)
-                self.trails.add(ticket, Step(now_s, "queued"))
+                self.trails.add(ticket, "queued", now_s)
                 return self._fill(ticket.model, now_s)
             full = RefuseReason.CANNOT_MEET_SLO
         predicted_s = self._predicted_wait_s(ticket, ticket.tag.rank, now_s)
@@ -189,7 +190,7 @@ class Core:
         ticket.expires_at_s = arrived_at_s + (class_.limits.ttl_s or 2.0 * looser.e2e_s)
         if not ticket.request.stream:
             self._unstreamed(ticket)
-        self.trails.add(ticket, Step(now_s, "degraded", reason=class_.name))
+        self.trails.add(ticket, "degraded", now_s, class_.name)
         self.queues.push(ticket)
         return [Degrade(ticket, tag), *self._fill(ticket.model, now_s)]
 
@@ -258,7 +259,7 @@ class Core:
         ticket.gone = True
         self.queues.remove(ticket)
         placement = ticket.placement
-        self.trails.add(ticket, Step(now_s, "gone"))
+        self.trails.add(ticket, "gone", now_s)
         if placement is None:
             return []
         return self._ended(placement, Outcome(Result.CLIENT_GONE, output_tokens=placement.output_tokens), now_s)
@@ -396,7 +397,7 @@ class Core:
             if ticket.lane is not None:
                 if not ticket.late:
                     self.queues.late(ticket)
-                    self.trails.add(ticket, Step(now_s, "late"))
+                    self.trails.add(ticket, "late", now_s)
                 return False
             # It has just arrived and cannot be saved. If nobody waits it may still be served, behind whoever comes.
             ticket.late = True
@@ -412,7 +413,7 @@ class Core:
 
     def _start(self, ticket: Ticket, instance: Instance, now_s: float, actions: list[Action], holds: bool) -> None:
         spec = instance.spec
-        prediction = next((predicted for looked_at, predicted in reversed(self.fleet.considered) if looked_at is instance), None)
+        prediction = next((predicted for looked_at, predicted, _ in reversed(self.fleet.considered) if looked_at is instance), None)
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:
             self.queues.took(ticket)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf
 
-from gateway.core.flow import UNSHARED, InstanceSpec, Lease, Placement, Prediction, Ticket
+from gateway.core.flow import UNSHARED, Considered, InstanceSpec, Lease, Placement, Prediction, Ticket
 from gateway.core.policy import Predictor
 
 # An instance that comes back from the dead has cold caches and may die again: it starts with a quarter of its slots and has them
@@ -128,7 +128,7 @@ class Fleet:
         self.version = 0  # counts changes of instances, so that who found no place need not ask those that have not changed
         self._whole_from = 0
         self.leaving: list[Instance] = []  # drained ones that still hold residents
-        self.considered: list[tuple[Instance, Prediction]] = []  # what the decision under way has asked for, for its trail
+        self.considered: list[Considered] = []  # what the decision under way has asked for, for its trail
 
     @property
     def ceilings(self) -> tuple[float, ...]:
@@ -167,7 +167,7 @@ class Fleet:
         if self._predictor is None:
             return UNKNOWN
         prediction = self._predictor.predict(ticket, instance, now_s)
-        self.considered.append((instance, prediction))
+        self.considered.append((instance, prediction, instance.in_flight))
         return prediction
 
     def savable(self, ticket: Ticket, now_s: float) -> bool:

@@ -136,6 +136,7 @@ class Ticket:
     expires_at_s: float = 0.0  # end of its time to live in the queue
     seen_version: int = -1  # of the fleet, when no place was found: until an instance changes, none will be; < 0 = not looked yet
     lane: Any = None  # where it waits: core/queues' own, None = it does not
+    trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
 
     def slack_s(self, now_s: float) -> float:
         """Time left until the first token is due; negative when it is overdue."""
@@ -157,6 +158,10 @@ class Prediction:
             and self.itl_s <= (ticket.itl_target_s or ticket.tag.targets.itl_s)
             and now_s + self.e2e_s <= ticket.e2e_deadline_at_s
         )
+
+
+Considered = tuple[Any, Prediction, int]
+"""(instance, what was predicted for it, its sequences in flight) as a decision looked at it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -6,76 +6,55 @@ A decision costs a few appends here; words are found only in `tell`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.core.flow import FailReason, Outcome, Placement, Prediction, Refuse, Ticket
+from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Ticket
 
 MAX_CANDIDATES = 12
-
-
-@dataclass(slots=True)
-class Step:
-    """One thing that happened to a request. `candidates`: (instance id, tier, in flight, prediction) as they were looked at."""
-
-    at_s: float
-    what: str  # queued, late, started, refused, failed, degraded, gone, held, finished
-    instance_id: str = ""
-    reason: str = ""
-    candidates: list[tuple[str, str, int, Prediction]] = field(default_factory=list)
-    prediction: Prediction | None = None
-    more: float = 0.0
-    outcome: Outcome | None = None
-
-
-@dataclass(slots=True)
-class Trail:
-    """All steps of one request."""
-
-    ticket: Ticket
-    steps: list[Step] = field(default_factory=list)
+MAX_STEPS = 64
 
 
 class Trails:
-    """The last `size` requests, by id."""
+    """The tickets of the last `size` requests, by id. What happened to one is its ticket's `trail`: when, what, with which value, to which
+    placement, in order."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._kept: OrderedDict[str, Trail] = OrderedDict()
+        self._kept: OrderedDict[str, Ticket] = OrderedDict()
 
-    def of(self, request_id: str) -> Trail | None:
+    def of(self, request_id: str) -> Ticket | None:
         """None when it is unknown or forgotten."""
         return self._kept.get(request_id)
 
-    def add(self, ticket: Ticket, step: Step) -> None:
-        """It happened."""
+    def begin(self, ticket: Ticket) -> None:
+        """A request has arrived. One that comes under an id used before takes its place."""
         kept = self._kept
-        request_id = ticket.request.request_id
-        trail = kept.get(request_id)
-        if trail is None or trail.ticket is not ticket:
-            trail = kept[request_id] = Trail(ticket)
-            if len(kept) > self.size:
-                kept.popitem(last=False)
-        if len(trail.steps) < 64:
-            trail.steps.append(step)
+        kept[ticket.request.request_id] = ticket
+        if len(kept) > self.size:
+            kept.popitem(last=False)
 
-    def started(self, placement: Placement, candidates: list[tuple[Any, Prediction]], now_s: float) -> None:
-        """A place was found, after looking at `candidates`."""
-        seen = [(i.spec.instance_id, i.spec.tier, i.in_flight, p) for i, p in candidates[:MAX_CANDIDATES]]
-        self.add(placement.ticket, Step(now_s, "started", placement.instance_id, "", seen, placement.prediction))
+    def add(self, ticket: Ticket, what: str, now_s: float, value: Any = None) -> None:
+        """queued, late, degraded, gone: it happened."""
+        if len(ticket.trail) < MAX_STEPS:
+            ticket.trail.append((now_s, what, value, None))
+
+    def started(self, placement: Placement, candidates: list[Considered], now_s: float) -> None:
+        """A place was found, after looking at `candidates`, which are kept from now on."""
+        trail = placement.ticket.trail
+        if len(trail) < MAX_STEPS:
+            trail.append((now_s, "started", candidates if len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES], placement))
 
     def refused(self, refuse: Refuse, now_s: float) -> None:
         """It was told no."""
-        self.add(refuse.ticket, Step(now_s, "refused", reason=refuse.reason.value, more=refuse.retry_after_s))
+        refuse.ticket.trail.append((now_s, "refused", refuse, None))
 
     def failed(self, placement: Placement, reason: FailReason, now_s: float) -> None:
         """An attempt came to nothing."""
-        self.add(placement.ticket, Step(now_s, "failed", placement.instance_id, reason.value))
+        placement.ticket.trail.append((now_s, "failed", reason, placement))
 
     def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> None:
         """It is over, well or not."""
-        reason = outcome.fail_reason.value if outcome.fail_reason is not None else ""
-        self.add(placement.ticket, Step(now_s, "finished", placement.instance_id, reason, outcome=outcome))
+        placement.ticket.trail.append((now_s, "finished", outcome, placement))
 
 
 def _why_not(prediction: Prediction, ticket: Ticket, at_s: float) -> str:
@@ -104,37 +83,10 @@ def _got(outcome: Outcome) -> dict[str, Any]:
     return {"result": outcome.result.value, "status": outcome.status, **known, "output_tokens": outcome.output_tokens}
 
 
-def tell(trail: Trail) -> dict[str, Any]:
+def tell(ticket: Ticket) -> dict[str, Any]:
     """As plain values: what the request was, what it was promised, and what happened, in order; times in seconds since its arrival."""
-    ticket = trail.ticket
     request, tag = ticket.request, ticket.tag
-    arrived_at_s = request.arrived_at_s
-    steps: list[dict[str, Any]] = []
-    for step in trail.steps:
-        told: dict[str, Any] = {"after_s": round(max(step.at_s - arrived_at_s, 0.0), 4), "what": step.what}
-        if step.instance_id:
-            told["instance_id"] = step.instance_id
-        if step.reason:
-            told["reason"] = step.reason
-        if step.what == "refused":
-            told["retry_after_s"] = round(step.more, 3)
-        if step.prediction is not None:
-            told["predicted"] = _shown(step.prediction)
-        if step.outcome is not None:
-            told["got"] = _got(step.outcome)
-        if step.candidates:
-            told["candidates"] = [
-                {
-                    "instance_id": instance_id,
-                    "tier": tier,
-                    "in_flight": in_flight,
-                    "predicted": _shown(prediction),
-                    "would_miss": _why_not(prediction, ticket, step.at_s),
-                    "chosen": instance_id == step.instance_id,
-                }
-                for instance_id, tier, in_flight, prediction in step.candidates
-            ]
-        steps.append(told)
+    steps = [_step(ticket, *step) for step in ticket.trail]
     targets = tag.targets
     return {
         "request_id": request.request_id,
@@ -153,3 +105,35 @@ def tell(trail: Trail) -> dict[str, Any]:
         "targets": {"ttft_s": targets.ttft_s, "itl_s": targets.itl_s, "e2e_s": targets.e2e_s},
         "steps": steps,
     }
+
+
+def _step(ticket: Ticket, at_s: float, what: str, value: Any, placement: Placement | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"after_s": round(max(at_s - ticket.request.arrived_at_s, 0.0), 4), "what": what}
+    if placement is not None:
+        told["instance_id"] = placement.instance_id
+    if isinstance(value, Refuse):
+        told |= {"reason": value.reason.value, "retry_after_s": round(value.retry_after_s, 3)}
+    elif isinstance(value, Outcome):
+        if value.fail_reason is not None:
+            told["reason"] = value.fail_reason.value
+        told["got"] = _got(value)
+    elif isinstance(value, FailReason):
+        told["reason"] = value.value
+    elif isinstance(value, str):
+        told["reason"] = value
+    elif placement is not None:
+        if placement.prediction is not None:
+            told["predicted"] = _shown(placement.prediction)
+        if value:
+            told["candidates"] = [
+                {
+                    "instance_id": instance.spec.instance_id,
+                    "tier": instance.spec.tier,
+                    "in_flight": in_flight,
+                    "predicted": _shown(prediction),
+                    "would_miss": _why_not(prediction, ticket, at_s),
+                    "chosen": instance.spec.instance_id == placement.instance_id,
+                }
+                for instance, prediction, in_flight in value
+            ]
+    return told

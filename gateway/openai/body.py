@@ -68,10 +68,19 @@ class _Chat(msgspec.Struct, gc=False):
     stream_options: msgspec.Raw | None = None
 
 
+class _Messages(msgspec.Struct, gc=False):
+    messages: msgspec.Raw
+
+
+_messages_of = msgspec.json.Decoder(_Messages).decode
 _chat_of = msgspec.json.Decoder(_Chat).decode
 _CHAT_KEYS = tuple(f'"{name}"'.encode() for name in _Chat.__struct_fields__)
 # Larger bodies are walked key by key: beside their size it costs nothing.
-_QUICK_BYTES = 8192
+_QUICK_BYTES = 65536
+# What stands around the messages, and what it says: an application repeats it with every request.
+_MAX_SHAPES = 4096
+_MAX_SHAPE_BYTES = 2048
+_shapes: dict[bytes, _Chat | None] = {}
 
 
 class Body:
@@ -271,46 +280,73 @@ def read(raw: bytes, endpoint: Endpoint, limits: Limits) -> Body:
 
 
 def _quick(raw: bytes, limits: Limits) -> Body | None:
-    """A small chat in which nothing is out of the ordinary; None leaves it to the exact reading, which finds out what is."""
+    """A chat in which nothing is out of the ordinary; None leaves it to the exact reading, which finds out what is."""
     try:
-        said = _chat_of(raw)
+        view = memoryview(_messages_of(raw).messages)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    view = memoryview(said.messages)
+    messages = bytes(view)
     start = raw.find(b"[", raw.find(b'"messages"'))
-    if not raw.startswith(bytes(view), start):
+    if not raw.startswith(messages, start):
         return None
-    around = raw[:start] + raw[start + len(view) :]
-    if b"\\" in around:
-        return None  # a key may be written with escapes
-    for key in _CHAT_KEYS:
-        if around.count(key) > 1:
-            return None  # there twice: the exact reading says so
-    model, n = said.model, said.n
-    most = said.max_completion_tokens if said.max_completion_tokens is not None else said.max_tokens
-    if not 0 < len(model) <= limits.model_chars or said.stream_options is not None or said.metadata is not None:
+    around = raw[:start] + raw[start + len(messages) :]
+    said = _shapes.get(around, _unknown)
+    if said is _unknown:
+        said = _shape(around)
+    if said is None:
         return None
-    if (n is not None and not 1 <= n <= limits.choices) or (most is not None and not 0 <= most <= MAX_INT):
-        return None
-    if view[0] != 91 or (said.service_tier is not None and len(said.service_tier) > MAX_TAG_CHARS):
+    model, n, most, tier = said.model, said.n, said.max_completion_tokens, said.service_tier
+    if len(model) > limits.model_chars or (n is not None and n > limits.choices):
         return None
     body = Body(raw, Endpoint.CHAT)
     body.model = model
     body.stream = said.stream is True
-    body.max_output_tokens = most
+    body.max_output_tokens = most if most is not None else said.max_tokens
     if n is not None:
         body.n = n
-    body.service_tier = said.service_tier
-    body.plain = said.service_tier is None
+    if tier is not None:
+        body.service_tier, body.plain = tier, False
     body.prompt = view
-    body.text_bytes = len(view)
-    if said.tools is not None:
-        body.text_bytes += len(memoryview(said.tools))
-    first = bytes(view[:APP_BYTES])
+    body.text_bytes = len(messages) if said.tools is None else len(messages) + len(memoryview(said.tools))
+    first = messages[:APP_BYTES]
     body.app = (crc32(first) if b'"system"' in first[:200] or b'"developer"' in first[:200] else crc32(model.encode())) | 1
-    if len(view) >= 2 * BLOCK_BYTES:
+    if len(messages) >= 2 * BLOCK_BYTES:
         body.prefix_hashes = _prefix_hashes(view)
     return body
+
+
+_unknown: Any = object()
+
+
+def _shape(around: bytes) -> _Chat | None:
+    """What is said around messages that were taken out; None when it takes the exact reading."""
+    said = _ordinary(around)
+    if len(around) <= _MAX_SHAPE_BYTES:
+        if len(_shapes) >= _MAX_SHAPES:
+            _shapes.clear()
+        _shapes[around] = said
+    return said
+
+
+def _ordinary(around: bytes) -> _Chat | None:
+    at = around.find(b'"messages"') + 10
+    colon = around.find(b":", at)
+    if colon < 0 or around[at:colon].strip():
+        return None
+    try:
+        said = _chat_of(b"%b[]%b" % (around[: colon + 1], around[colon + 1 :]))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if b"\\" in around or any(around.count(key) > 1 for key in _CHAT_KEYS):
+        return None  # a key may be written with escapes, or be there twice: the exact reading says so
+    n, most = said.n, said.max_completion_tokens if said.max_completion_tokens is not None else said.max_tokens
+    if not said.model or said.stream_options is not None or said.metadata is not None:
+        return None
+    if (n is not None and n < 1) or (most is not None and not 0 <= most <= MAX_INT):
+        return None
+    if said.service_tier is not None and len(said.service_tier) > MAX_TAG_CHARS:
+        return None
+    return said
 
 
 def _read_generation(body: Body, fields: dict[str, msgspec.Raw], endpoint: Endpoint, limits: Limits) -> None:

@@ -112,6 +112,41 @@ def request_head(data: bytes, end: int, *, max_fields: int, max_line_bytes: int)
     return Head(method, target, fields, length, keep_alive, http_1_0)
 
 
+_SAID_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*([0-9]+)")
+
+
+class Repeated:
+    """A head that was taken apart before. Applications send the same one again and again, with another length of body at most."""
+
+    __slots__ = ("_before", "_behind", "head", "length")
+
+    def __init__(self, before: bytes, behind: bytes, head: Head) -> None:
+        self._before = before
+        self._behind = behind
+        self.head = head
+        self.length = head.length  # as the last look found it
+
+    @staticmethod
+    def of(data: bytes, end: int, head: Head) -> Repeated | None:
+        """None for a head without a body (its fields were not judged as those of one), or that says its length in an unusual way."""
+        found = _SAID_LENGTH.search(data, 0, end)
+        if found is None or head.length <= 0:
+            return None
+        return Repeated(data[: found.start(1)], data[found.end(1) : end], head)
+
+    def end_in(self, data: bytes) -> int:
+        """Where this head ends at the beginning of `data`, and `length` is what it says there; 0 when it is another one."""
+        if not data.startswith(self._before):
+            return 0
+        at = len(self._before)
+        digits_end = data.find(b"\r", at, at + 16)
+        digits = data[at:digits_end]
+        if not digits.isdigit() or not data.startswith(self._behind, digits_end):
+            return 0
+        self.length = int(digits)
+        return digits_end + len(self._behind)
+
+
 # Streams of an engine begin with the same head, but for the second in its date.
 _MAX_KNOWN_HEADS = 256
 _known_heads: dict[bytes, AnswerHead] = {}

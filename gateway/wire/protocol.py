@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.core.flow import Endpoint, FailReason
 from gateway.openai.errors import ApiError, Kind
-from gateway.openai.framing import ChunkedBody, FramingError, Head, find_head, request_head
+from gateway.openai.framing import ChunkedBody, FramingError, Head, Repeated, find_head, request_head
 from gateway.wire import answers
 from gateway.wire.exchange import Exchange
 from gateway.wire.upstream import PATHS
@@ -30,6 +30,9 @@ ENDPOINTS: dict[bytes, Endpoint] = {path: endpoint for endpoint, path in PATHS.i
 MAX_BEHIND_BYTES = 64 * 1024
 # The control endpoints take no bodies worth the name.
 MAX_CONTROL_BODY_BYTES = 64 * 1024
+
+# So many different heads of one connection are remembered, each until the next.
+MAX_UNLIKE = 8
 
 _KINDS = {400: Kind.BAD_REQUEST, 414: Kind.URI_TOO_LONG, 431: Kind.HEADERS_TOO_LARGE}
 _NOT_HANDED_ON = frozenset((b"connection", b"upgrade", b"content-length", b"expect"))
@@ -55,6 +58,8 @@ class ClientConnection(HttpToolsProtocol):
         self._control = False  # the app is answering
         self._keep_control = True
         self._pumping = False
+        self._known: Repeated | None = None  # a head that was sent before, and the endpoint it is for
+        self._unlike = 0  # heads in a row that were not that one
         self._too_much_behind = False
         self._leaving = False  # the server shuts down: close after this answer
         self.counted = False
@@ -107,6 +112,8 @@ class ClientConnection(HttpToolsProtocol):
             self._lay_behind(data)
             return
         if self._head is None:
+            if self._known is not None and not self._data and self._again(data):
+                return
             if self._data:
                 data = self._data + data
                 self._data = b""
@@ -115,6 +122,21 @@ class ClientConnection(HttpToolsProtocol):
         self._receive(data)
         if self._data and not self.busy_answering:
             self._pump()
+
+    def _again(self, data: bytes) -> bool:
+        """Is this a whole request with a head as before? Then it is on its way, without a second look at what was found right."""
+        known = self._known
+        assert known is not None
+        end = known.end_in(data)
+        front = self.front
+        if not end or len(data) - end != known.length or known.length > front.limits.body_bytes:
+            return False
+        self.deadline_at_s, self.deadline_status = 0.0, 0
+        endpoint = self._endpoint
+        assert endpoint is not None
+        exchange = self._exchange = Exchange(front, self, known.head, endpoint, data[end:], monotonic())
+        exchange.start()
+        return True
 
     @property
     def busy_answering(self) -> bool:
@@ -143,9 +165,10 @@ class ClientConnection(HttpToolsProtocol):
                     self._data = data
                     return
                 head = request_head(data, end, max_fields=limits.header_count, max_line_bytes=limits.request_line_bytes)
-                data = data[end:]
                 if not self._take_head(head):
                     return
+                self._remember(data, end, head)
+                data = data[end:]
                 if self._head is None:
                     return
             self._take_body(data)
@@ -197,6 +220,14 @@ class ClientConnection(HttpToolsProtocol):
             if not head.http_1_0 and head.length:
                 self.transport.write(answers.CONTINUE)
         return True
+
+    def _remember(self, data: bytes, end: int, head: Head) -> None:
+        """For `_again`. Callers whose every head is another (an id in each) are soon given up."""
+        known = None
+        if self._unlike < MAX_UNLIKE and self._endpoint is not None and b"expect" not in head.fields:
+            self._unlike += 1
+            known = Repeated.of(data, end, head)
+        self._known = known
 
     def _take_body(self, data: bytes) -> None:
         chunks = self._chunks

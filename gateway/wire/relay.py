@@ -34,9 +34,9 @@ class Relay:
     """Made for one placement. Ends by telling its exchange once: `completed`, `failed`, or neither after `abandon`."""
 
     __slots__ = (
-        "_body", "_body_left", "_coalesced", "_connection", "_ended", "_exchange", "_frame", "_fresh", "_head", "_head_data", "_held", "_held_bytes",
-        "_measures", "_pass_on", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch", "_with_usage", "deadlines",
-        "held_back", "placement", "upstream_status",
+        "_body", "_body_left", "_coalesced", "_connection", "_deadlines", "_ended", "_exchange", "_frame", "_fresh", "_head", "_head_data",
+        "_held", "_held_bytes", "_measures", "_pass_on", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch",
+        "_with_usage", "held_back", "placement", "upstream_status",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, placement: Placement, upstream: Upstream, watch: Stopwatch) -> None:
@@ -54,7 +54,7 @@ class Relay:
         self.held_back = False  # waits for the coalescer's next tick
         self.upstream_status = 0
         self._pass_on = exchange.client.transport.write
-        self.deadlines = Deadlines(placement, exchange.front.timeouts)
+        self._deadlines: Deadlines | None = None  # most answers are there before anybody asks
 
     def _reset(self) -> None:
         self._head: AnswerHead | None = None
@@ -429,21 +429,24 @@ class Relay:
         """Asked a few times a second: is anything overdue?"""
         if self._ended:
             return
-        if now_s > self.deadlines.request_at_s:
+        deadlines = self._deadlines
+        if deadlines is None:
+            deadlines = self._deadlines = Deadlines(self.placement, self._exchange.front.timeouts)
+        if now_s > deadlines.request_at_s:
             self._fail(FailReason.DEADLINE)
         elif self._measures:
             self._count()
-            if now_s - self._watch.last_at_s > self.deadlines.stall_s and not self._paused:
+            if now_s - self._watch.last_at_s > deadlines.stall_s and not self._paused:
                 self._fail(FailReason.STALLED)
-        elif now_s > self.deadlines.first_token_at_s:
+        elif now_s > deadlines.first_token_at_s:
             if self._started or self._exchange.could_move(self.placement):
                 self._fail(FailReason.FIRST_TOKEN_TIMEOUT)
             else:
-                self.deadlines.first_token_at_s = inf  # the last candidate is never cut; the request's own deadline stays
-        elif now_s > self.deadlines.head_at_s and not self._started and self._exchange.body.stream:
+                deadlines.first_token_at_s = inf  # the last candidate is never cut; the request's own deadline stays
+        elif now_s > deadlines.head_at_s and not self._started and self._exchange.body.stream:
             # Proxies in between give up on silence. From here on a failure can only be told inside the stream.
             self.upstream_status = self.upstream_status or 200
-            self.deadlines.head_at_s = inf
+            deadlines.head_at_s = inf
             if self._reader is not None or self._head is None:
                 self._start(EVENT_STREAM)
                 self._write(WAIT_COMMENT)

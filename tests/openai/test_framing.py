@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.openai.framing import ChunkedBody, FramingError, answer_head, chunk, find_head, request_head
+from gateway.openai.framing import ChunkedBody, FramingError, Repeated, answer_head, chunk, find_head, request_head
 
 GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 
@@ -188,3 +188,45 @@ def test_no_bytes_do_worse_than_a_framing_error(data: bytes) -> None:
             request_head(data, end, max_fields=5, max_line_bytes=50)
             answer_head(data, end)
     assert len(data) <= 200
+
+
+def repeated(head: bytes) -> Repeated:
+    made = Repeated.of(head, len(head), request_head(head, len(head), max_fields=64, max_line_bytes=8192))
+    assert made is not None
+    return made
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\nAuthorization: Bearer k\r\n\r\n"
+
+
+def test_a_head_that_differs_in_its_length_alone_is_known_again() -> None:
+    known = repeated(HEAD % b"12")
+    assert known.end_in(HEAD % b"12" + b"body") == len(HEAD % b"12")
+    assert known.length == 12
+    assert known.end_in(HEAD % b"4096") == len(HEAD % b"4096")
+    assert known.length == 4096
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        HEAD.replace(b": a", b": b") % b"12",
+        HEAD.replace(b" k", b" l") % b"12",
+        HEAD % b"",
+        HEAD % b"-1",
+        HEAD % b"1 2",
+        HEAD % b"12, 12",
+        HEAD % b"1\n2",
+        HEAD % b"99999999999999999999",
+        (HEAD % b"12")[:-2],
+        (HEAD % b"12").replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        b"",
+    ],
+)
+def test_any_other_head_is_not(other: bytes) -> None:
+    assert repeated(HEAD % b"12").end_in(other) == 0
+
+
+def test_a_head_that_was_judged_without_a_body_is_judged_again_with_one() -> None:
+    head = (HEAD % b"0").replace(b"Host", b"Upgrade: h2c\r\nHost")
+    assert Repeated.of(head, len(head), request_head(head, len(head), max_fields=64, max_line_bytes=8192)) is None
