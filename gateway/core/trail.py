@@ -6,17 +6,20 @@ A decision costs a few appends here; words are found only in `tell`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Ticket
+
+if TYPE_CHECKING:
+    from gateway.core.fleet import Instance
 
 MAX_CANDIDATES = 12
 MAX_STEPS = 64
 
 
 class Trails:
-    """The tickets of the last `size` requests, by id. What happened to one is its ticket's `trail`: when, what, with which value, to which
-    placement, in order."""
+    """The tickets of the last `size` requests, by id. What happened to one is its ticket's `trail`: when, what, with which value, on which
+    instance, in order. Nothing in it leads back to the ticket, or only the garbage collector could free what is forgotten."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -36,25 +39,26 @@ class Trails:
     def add(self, ticket: Ticket, what: str, now_s: float, value: Any = None) -> None:
         """queued, late, degraded, gone: it happened."""
         if len(ticket.trail) < MAX_STEPS:
-            ticket.trail.append((now_s, what, value, None))
+            ticket.trail.append((now_s, what, value, ""))
 
     def started(self, placement: Placement, candidates: list[Considered], now_s: float) -> None:
         """A place was found, after looking at `candidates`, which are kept from now on."""
         trail = placement.ticket.trail
         if len(trail) < MAX_STEPS:
-            trail.append((now_s, "started", candidates if len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES], placement))
+            kept = candidates if len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES]
+            trail.append((now_s, "started", (placement.prediction, kept), placement.instance_id))
 
     def refused(self, refuse: Refuse, now_s: float) -> None:
         """It was told no."""
-        refuse.ticket.trail.append((now_s, "refused", refuse, None))
+        refuse.ticket.trail.append((now_s, "refused", (refuse.reason, refuse.retry_after_s), ""))
 
     def failed(self, placement: Placement, reason: FailReason, now_s: float) -> None:
         """An attempt came to nothing."""
-        placement.ticket.trail.append((now_s, "failed", reason, placement))
+        placement.ticket.trail.append((now_s, "failed", reason, placement.instance_id))
 
     def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> None:
         """It is over, well or not."""
-        placement.ticket.trail.append((now_s, "finished", outcome, placement))
+        placement.ticket.trail.append((now_s, "finished", outcome, placement.instance_id))
 
 
 def _why_not(prediction: Prediction, ticket: Ticket, at_s: float) -> str:
@@ -107,33 +111,37 @@ def tell(ticket: Ticket) -> dict[str, Any]:
     }
 
 
-def _step(ticket: Ticket, at_s: float, what: str, value: Any, placement: Placement | None) -> dict[str, Any]:
+def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) -> dict[str, Any]:
     told: dict[str, Any] = {"after_s": round(max(at_s - ticket.request.arrived_at_s, 0.0), 4), "what": what}
-    if placement is not None:
-        told["instance_id"] = placement.instance_id
-    if isinstance(value, Refuse):
-        told |= {"reason": value.reason.value, "retry_after_s": round(value.retry_after_s, 3)}
-    elif isinstance(value, Outcome):
+    if instance_id:
+        told["instance_id"] = instance_id
+    if what == "started":
+        prediction, candidates = value
+        if prediction is not None:
+            told["predicted"] = _shown(prediction)
+        if candidates:
+            told["candidates"] = [_candidate(ticket, at_s, instance_id, *one) for one in candidates]
+    elif what == "refused":
+        reason, retry_after_s = value
+        told |= {"reason": reason.value, "retry_after_s": round(retry_after_s, 3)}
+    elif what == "finished":
         if value.fail_reason is not None:
             told["reason"] = value.fail_reason.value
         told["got"] = _got(value)
-    elif isinstance(value, FailReason):
-        told["reason"] = value.value
-    elif isinstance(value, str):
-        told["reason"] = value
-    elif placement is not None:
-        if placement.prediction is not None:
-            told["predicted"] = _shown(placement.prediction)
-        if value:
-            told["candidates"] = [
-                {
-                    "instance_id": instance.spec.instance_id,
-                    "tier": instance.spec.tier,
-                    "in_flight": in_flight,
-                    "predicted": _shown(prediction),
-                    "would_miss": _why_not(prediction, ticket, at_s),
-                    "chosen": instance.spec.instance_id == placement.instance_id,
-                }
-                for instance, prediction, in_flight in value
-            ]
+    elif value is not None:
+        told["reason"] = str(value)
     return told
+
+
+def _candidate(
+    ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, prediction: Prediction, in_flight: int
+) -> dict[str, Any]:
+    spec = instance.spec
+    return {
+        "instance_id": spec.instance_id,
+        "tier": spec.tier,
+        "in_flight": in_flight,
+        "predicted": _shown(prediction),
+        "would_miss": _why_not(prediction, ticket, at_s),
+        "chosen": spec.instance_id == chosen_id,
+    }
