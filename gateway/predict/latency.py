@@ -45,17 +45,31 @@ MAX_INSTANCES = 4096
 class Note:
     """What was believed when a placement started (`Placement.features`), to learn from when the truth is known."""
 
-    __slots__ = ("context_tokens", "expected_first_at_s", "features", "first_steps", "itl_s", "new_tokens", "sequences", "warm_tokens")
+    __slots__ = (
+        "_ahead_k", "_first_step_s", "_further", "context_tokens", "expected_first_at_s", "first_steps", "itl_s", "new_k", "seen",
+        "sequences", "warm_tokens",
+    )  # fmt: skip
 
-    def __init__(self, features: list[float], context_tokens: int, new_tokens: float, warm_tokens: float, sequences: int) -> None:
-        self.features = features
+    def __init__(
+        self, new_k: float, ahead_k: float, first_step_s: float, further: float, context_tokens: int, warm_tokens: float, sequences: int
+    ) -> None:
+        self.new_k = new_k
+        self._ahead_k = ahead_k
+        self._first_step_s = first_step_s
+        self._further = further
         self.context_tokens = context_tokens
-        self.new_tokens = new_tokens
         self.warm_tokens = warm_tokens
         self.sequences = sequences
         self.expected_first_at_s = 0.0
         self.first_steps = -1.0  # the instance's step count at its first token, < 0 = none yet
+        self.seen = False  # somebody told us of its first token; without it is only reckoned
         self.itl_s = 0.0
+
+    @property
+    def features(self) -> list[float]:
+        """What the model of first tokens looks at."""
+        new_k, first_step_s, further = self.new_k, self._first_step_s, self._further
+        return [1.0, new_k, new_k * new_k, self._ahead_k, first_step_s, further]
 
 
 class Load:
@@ -89,6 +103,7 @@ class Load:
         "private",
         "probe",
         "prompt_tokens",
+        "shown",
         "step_drift",
         "step_s",
         "steps",
@@ -105,6 +120,7 @@ class Load:
         self.step_drift = Drift()
         self.pending: deque[Placement] = deque()  # sent, no first token yet, in the order the engine reads them
         self.decoding = 0
+        self.shown = 0  # residents whose tokens are seen as they come
         self.prompt_tokens = 0  # of the decoding ones
         # Steps done so far, as we reckon: residents' output = steps now - steps at their first token, without visiting each of them.
         self.steps = 0.0
@@ -230,25 +246,29 @@ class Load:
 
     # ---- what happened
 
-    def note(self, context_tokens: int, warm_tokens: float, sequences: int, now_s: float) -> Note:
-        """What the models look at for a request starting now. Comes before `starts`."""
-        a, b, c, _ = self._key.step.weights
-        new_k = max(context_tokens - warm_tokens, 1.0) / 1000
+    def starts(self, placement: Placement, context_tokens: int, warm_tokens: float, sequences: int, now_s: float) -> Note:
+        """A prompt is sent there now. What is believed of it is its note."""
+        key = self._key
+        a, b, c, _ = key.step.weights
+        w0, w_new, w_new2, w_ahead, w_first, w_further = key.first.weights
+        others_seqs, others_unread, others_context = self.others
+        new_k = (context_tokens - warm_tokens if context_tokens > warm_tokens + 1.0 else 1.0) / 1000
         ahead_k = self.ahead_k(now_s)
         total_k = new_k + ahead_k
-        decoding = self.decoding + self.others[0]
-        step_s = a + b * decoding + c * (self.context_k + self.others[2] / 1000)
-        further = total_k / CHUNK_K - 0.5 if total_k > CHUNK_K else 0.0
-        features = [1.0, new_k, new_k * new_k, ahead_k, step_s * (1.5 if decoding else 1.0), step_s * further]
-        note = Note(features, context_tokens, new_k * 1000, warm_tokens, sequences)
-        note.expected_first_at_s = now_s + self._key.first.predict(features) * self.ttft_drift.value
-        return note
-
-    def starts(self, placement: Placement, now_s: float) -> None:
-        """A prompt was sent there; `placement.features` is its note."""
-        self.waiting_k = max(self.ahead_k(now_s) - self.others[1] / 1000, 0.0) + placement.features.new_tokens / 1000
+        decoding = self.decoding + others_seqs
+        step_s = a + b * decoding + c * (self.context_k + others_context / 1000)
+        further = step_s * (total_k / CHUNK_K - 0.5) if total_k > CHUNK_K else 0.0
+        if decoding:
+            step_s *= 1.5
+        note = Note(new_k, ahead_k, step_s, further, context_tokens, warm_tokens, sequences)
+        expected_s = w0 + new_k * (w_new + w_new2 * new_k) + w_ahead * ahead_k + w_first * step_s + w_further * further
+        note.expected_first_at_s = now_s + expected_s * self.ttft_drift.value
+        placement.features = note
+        waiting_k = ahead_k - others_unread / 1000
+        self.waiting_k = waiting_k + new_k if waiting_k > 0.0 else new_k
         self.waiting_at_s = now_s
         self.pending.append(placement)
+        return note
 
     def answers(self, placement: Placement, now_s: float) -> bool:
         """Its first token is here. False when it was not waited for (a stray or second call)."""
@@ -257,10 +277,13 @@ class Load:
         except ValueError:
             return False
         # First come, first served: what was sent after it is what is left to read.
-        self.waiting_k = sum(waiting.features.new_tokens for waiting in self.pending) / 1000
+        self.waiting_k = sum([waiting.features.new_k for waiting in self.pending])
         self.waiting_at_s = now_s
+        note: Note = placement.features
+        note.seen = True
+        self.shown += 1
         self._answers(placement)
-        spent_s = placement.features.new_tokens / 1000 * self.per_new_s
+        spent_s = note.new_k * self.per_new_s
         self.prefill_ratio = self.prefill_ratio_at(now_s) + spent_s / PREFILL_MEMORY_S
         self.prefill_at_s = now_s
         return True
@@ -272,7 +295,7 @@ class Load:
         self.steps_at_first += self.steps * note.sequences
         note.first_steps = self.steps
         self._weigh()
-        self.pace_prefilled += note.new_tokens / 1000
+        self.pace_prefilled += note.new_k
 
     def ends(self, placement: Placement, now_s: float) -> None:
         """It is over, however it ended."""
@@ -280,9 +303,10 @@ class Load:
         if note.first_steps < 0:
             if placement in self.pending:
                 self.pending.remove(placement)
-                self.waiting_k = max(self.ahead_k(now_s) - (self.others[1] + note.new_tokens) / 1000, 0.0)
+                self.waiting_k = max(self.ahead_k(now_s) - self.others[1] / 1000 - note.new_k, 0.0)
                 self.waiting_at_s = now_s
         else:
+            self.shown -= note.seen
             self.decoding -= note.sequences
             self.prompt_tokens -= note.context_tokens
             self.steps_at_first -= note.first_steps * note.sequences

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from math import log2
+from typing import Any, cast
 
 MAX_KEYS = 20_000
 # Bins grow by 2^(1/4): 1 .. 2^16 tokens in 64 bins, so a quantile is good to about 9 %.
@@ -38,53 +39,101 @@ def _tokens_of(index: float) -> float:
 _MIDDLES = [_tokens_of(index) for index in range(BINS)]
 
 
+class _Sketch:
+    """A decaying histogram of lengths. `weight` is the next answer's and grows, so that old ones fade without touching them."""
+
+    __slots__ = ("counts", "seen", "weight")
+
+    def __init__(self, counts: list[float], weight: float = 1.0, seen: int = 0) -> None:
+        self.counts = counts
+        self.weight = weight
+        self.seen = seen
+
+    def add(self, index: int, share: float) -> None:
+        """One answer more."""
+        weight = self.weight / _KEEP
+        self.counts[index] += weight * share
+        self.seen += 1
+        if weight > 1e6:
+            self.counts = [count / weight for count in self.counts]
+            weight = 1.0
+        self.weight = weight
+
+
+class _Line:
+    """What is known of one application, from coarse to fine: the sketches it learns with, and the last expectation with its age."""
+
+    __slots__ = ("expected_at", "expected_tokens", "sketches")
+
+    def __init__(self, sketches: tuple[_Sketch, _Sketch, _Sketch]) -> None:
+        self.sketches = sketches
+        self.expected_tokens = 0.0
+        self.expected_at = -1  # answers seen then; < 0 = not asked yet
+
+
 class Lengths:
     """Learns from `learn`, answers `expected` (a value for load and deadlines) and `quantile`."""
 
     def __init__(self, share: float = 0.5) -> None:
         self.share = share  # which quantile `expected` is
-        self._counts: dict[Key, list[float]] = {}
-        self._weights: dict[Key, float] = {}  # of the next answer; grows, so that old ones fade without touching them
-        self._cache: dict[Key, tuple[float, int]] = {}
-        self._seen: dict[Key, int] = {}
+        self._sketches: dict[Key, _Sketch] = {}
+        self._lines: dict[Key, _Line] = {}
+
+    def _line(self, key: Key) -> _Line:
+        """Of (tenant, application, use case), learnt or not."""
+        if len(self._lines) >= MAX_KEYS:
+            self._lines.clear()
+        tenant, _, use_case = key
+        made = tuple(self._sketches.get(level) or _Sketch([0.0] * BINS) for level in ((use_case,), (tenant, use_case), key))
+        line = self._lines[key] = _Line(cast("tuple[_Sketch, _Sketch, _Sketch]", made))
+        return line
 
     def learn(self, tenant: str, app: int, use_case: str, output_tokens: int, capped: bool) -> None:
         """An answer had this many tokens. `capped`: it ended at the caller's maximum, so it says little of the application."""
         if output_tokens <= 0:
             return
-        index = _bin_of(output_tokens)
-        for key in ((use_case,), (tenant, use_case), (tenant, app, use_case)):
-            counts = self._counts.get(key)
-            if counts is None:
-                if len(self._counts) >= MAX_KEYS:
-                    self._evict()
-                counts = self._counts[key] = [0.0] * BINS
-                self._weights[key] = 1.0
-                self._seen[key] = 0
-            weight = self._weights[key] / _KEEP
-            counts[index] += weight * (0.5 if capped else 1.0)
-            self._seen[key] += 1
-            if weight > 1e6:
-                self._counts[key] = [count / weight for count in counts]
-                weight = 1.0
-            self._weights[key] = weight
+        key = (tenant, app, use_case)
+        line = self._lines.get(key)
+        if line is None or not line.sketches[2].seen:
+            line = self._begin(key)
+        index = round(log2(output_tokens) * PER_OCTAVE)
+        if index >= BINS:
+            index = BINS - 1
+        share = 0.5 if capped else 1.0
+        coarse, middle, fine = line.sketches
+        coarse.add(index, share)
+        middle.add(index, share)
+        fine.add(index, share)
+
+    def _begin(self, key: Key) -> _Line:
+        """The first answer of an application: its sketches are kept from now on."""
+        if len(self._sketches) >= MAX_KEYS:
+            self._evict()
+        tenant, _, use_case = key
+        for level in ((use_case,), (tenant, use_case), key):
+            if level not in self._sketches:
+                self._sketches[level] = _Sketch([0.0] * BINS)
+                if level is not key:
+                    self._lines.clear()  # others are to learn with this one too
+        return self._line(key)
 
     def expected(self, tenant: str, app: int, use_case: str, profile_tokens: int, max_output_tokens: int | None) -> float:
         """The length to plan with, at least 1 and at most what the caller allows."""
         key = (tenant, app, use_case)
-        seen = self._seen.get(key, 0) or self._seen.get((use_case,), 0)
-        cached = self._cache.get(key)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._line(key)
+        coarse, _, fine = line.sketches
+        seen = fine.seen or coarse.seen
         # Recomputed after each of the first answers, then every 16th.
-        if cached is not None and (cached[1] == seen or (seen > 64 and seen - cached[1] < 16)):
-            tokens = cached[0]
-        else:
-            tokens = self.quantile(tenant, app, use_case, profile_tokens, self.share)
-            if len(self._cache) >= MAX_KEYS:
-                self._cache.clear()
-            self._cache[key] = (tokens, seen)
+        since = seen - line.expected_at
+        if since and (line.expected_at < 0 or seen <= 64 or since >= 16):
+            line.expected_tokens = self.quantile(tenant, app, use_case, profile_tokens, self.share)
+            line.expected_at = seen
+        tokens = line.expected_tokens
         if max_output_tokens is not None and tokens > max_output_tokens:
-            return float(max(max_output_tokens, 1))
-        return max(tokens, 1.0)
+            return float(max_output_tokens) if max_output_tokens > 1 else 1.0
+        return tokens if tokens > 1.0 else 1.0
 
     def quantile(self, tenant: str, app: int, use_case: str, profile_tokens: int, share: float) -> float:
         """The output length below which `share` (0..1) of such answers stay."""
@@ -103,10 +152,10 @@ class Lengths:
         for offset, shape in enumerate(_PRIOR_SHAPE):
             blend[min(max(middle - 6 + offset, 0), BINS - 1)] += shape / _PRIOR_TOTAL
         for key in ((use_case,), (tenant, use_case), (tenant, app, use_case)):
-            counts = self._counts.get(key)
-            if counts is not None:
-                unit = 1.0 / self._weights[key]
-                blend = [count * unit + prior * PRIOR_ANSWERS for count, prior in zip(counts, blend, strict=True)]
+            sketch = self._sketches.get(key)
+            if sketch is not None:
+                unit = 1.0 / sketch.weight
+                blend = [count * unit + prior * PRIOR_ANSWERS for count, prior in zip(sketch.counts, blend, strict=True)]
                 total = sum(blend)
                 blend = [count / total for count in blend]
         return blend
@@ -123,8 +172,9 @@ class Lengths:
 
     def _evict(self) -> None:
         """Forget the tenth of the applications that were learnt first."""
-        for key in [key for key in self._counts if len(key) > 1][: MAX_KEYS // 10]:
-            del self._counts[key], self._weights[key], self._seen[key]
+        for key in [key for key in self._sketches if len(key) > 1][: MAX_KEYS // 10]:
+            del self._sketches[key]
+        self._lines.clear()
 
     def state(self) -> list[list[Any]]:
         """Plain values, for saving: key, weight, count of answers, and the bins that are not empty."""
@@ -133,18 +183,18 @@ class Lengths:
     def rows(self, most: int) -> Iterator[list[Any]]:
         """The rows of `state`, one by one, of the `most` keys that say most: the coarse ones, then the applications met last. Others may
         learn and ask in between."""
-        newest_first = list(self._counts)[::-1]
+        newest_first = list(self._sketches)[::-1]
         newest_first.sort(key=len)
         for key in newest_first[:most]:
-            counts = self._counts.get(key)
-            if counts is not None:
-                yield [list(key), self._weights[key], self._seen[key], [[index, count] for index, count in enumerate(counts) if count]]
+            sketch = self._sketches.get(key)
+            if sketch is not None:
+                yield [list(key), sketch.weight, sketch.seen, [[index, count] for index, count in enumerate(sketch.counts) if count]]
 
     def restore(self, state: list[list[Any]]) -> None:
         """Take back what `state` gave."""
+        self._lines.clear()
         for parts, weight, seen, filled in state[:MAX_KEYS]:
-            key = tuple(parts)
             counts = [0.0] * BINS
             for index, count in filled:
                 counts[index] = float(count)
-            self._counts[key], self._weights[key], self._seen[key] = counts, float(weight), int(seen)
+            self._sketches[tuple(parts)] = _Sketch(counts, float(weight), int(seen))

@@ -42,13 +42,12 @@ class LearningPredictor:
 
     def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
         """What `instance` would take for `ticket` if it were sent now, beside what runs there."""
-        spec = instance.spec
-        load = self.latencies.loads.get(spec.instance_id) or self.latencies.load(spec.instance_id, spec.predictor_key)
+        load = self._load(instance.spec)
         request = ticket.request
         prompt_tokens = request.prompt_tokens
         new_tokens = prompt_tokens
         if request.prefix_hashes:
-            new_tokens = prompt_tokens - int(self.prefixes.warm_tokens(spec.instance_id, request.prefix_hashes, prompt_tokens))
+            new_tokens -= int(self.prefixes.warm_tokens(instance.spec.instance_id, request.prefix_hashes, prompt_tokens))
         if instance.others_in_flight or load.others[0]:
             load.others = (instance.others_in_flight, instance.others_unprefilled_tokens, instance.others_context_tokens)
         if now_s - load.fresh_at_s > FRESH_S:
@@ -73,17 +72,16 @@ class LearningPredictor:
         """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
         load = self._load(instance.spec)
         self._look(load, instance, now_s)
-        request = placement.ticket.request
+        ticket = placement.ticket
+        request = ticket.request
+        prompt_tokens = request.prompt_tokens
         warm_tokens = 0.0
         if request.prefix_hashes:
-            warm_tokens = self.prefixes.warm_tokens(instance.spec.instance_id, request.prefix_hashes, request.prompt_tokens)
+            warm_tokens = self.prefixes.warm_tokens(instance.spec.instance_id, request.prefix_hashes, prompt_tokens)
             self.prefixes.sent(instance.spec.instance_id, request.prefix_hashes)
-        note = load.note(request.prompt_tokens, warm_tokens, request.n, now_s)
-        context_k = (request.prompt_tokens + placement.ticket.expected_output_tokens * 0.5) / 1000
         load.fresh(now_s)
-        note.itl_s = load.itl_s(request.n, context_k)
-        placement.features = note
-        load.starts(placement, now_s)
+        itl_s = load.itl_s(request.n, (prompt_tokens + ticket.expected_output_tokens * 0.5) / 1000)
+        load.starts(placement, prompt_tokens, warm_tokens, request.n, now_s).itl_s = itl_s
         load.stale()
 
     def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:
@@ -131,9 +129,10 @@ class LearningPredictor:
 
     def _look(self, load: Load, instance: Instance, now_s: float) -> None:
         load.advance(now_s)
-        sample = load.pace(instance.residents)
-        if sample is not None:
-            load.learn_pace(*sample)
+        if load.shown:
+            sample = load.pace(instance.residents)
+            if sample is not None:
+                load.learn_pace(*sample)
 
     # ---- kept over restarts
 
