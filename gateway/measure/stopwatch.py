@@ -57,7 +57,7 @@ class Stopwatch:
         self.deltas = 0
 
     def delta(self, now_s: float, deltas: int = 1) -> None:
-        """A read at `now_s` carried `deltas` (>= 1) content deltas."""
+        """A read at `now_s` carried `deltas` (>= 1) content deltas. Told twice of one read, it takes the second for part of the first."""
         gap_s = now_s - self.last_at_s
         self.last_at_s = now_s
         if self.deltas == 0:
@@ -65,7 +65,10 @@ class Stopwatch:
             self.deltas = deltas
             return
         self.deltas += deltas
-        if self._choices != 1:
+        if self._choices == 1:
+            if not gap_s:
+                return
+        else:
             self._pending += deltas
             deltas, self._pending = divmod(self._pending, self._choices)
             if deltas == 0:

@@ -311,7 +311,7 @@ def _quick(raw: bytes, limits: Limits) -> Body | None:
     first = messages[:APP_BYTES]
     body.app = (crc32(first) if b'"system"' in first[:200] or b'"developer"' in first[:200] else crc32(model.encode())) | 1
     if len(messages) >= 2 * BLOCK_BYTES:
-        body.prefix_hashes = _prefix_hashes(view)
+        body.prefix_hashes = _prefix_hashes(messages)
     return body
 
 
@@ -431,15 +431,15 @@ def _recognise(body: Body, prompt: memoryview) -> None:
     else:
         body.app = crc32(body.model.encode()) | 1
     if len(prompt) >= 2 * BLOCK_BYTES:
-        body.prefix_hashes = _prefix_hashes(prompt)
+        body.prefix_hashes = _prefix_hashes(bytes(prompt[: MAX_BLOCKS * BLOCK_BYTES]))
 
 
-def _prefix_hashes(prompt: memoryview) -> tuple[int, ...]:
+def _prefix_hashes(prompt: bytes) -> tuple[int, ...]:
     """Chained, and keyed by the process (Python's own hash is seeded): nobody can tell a text by them."""
     chained = 0
     hashes = []
     for at in range(0, min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES, BLOCK_BYTES):
-        chained = hash((chained, bytes(prompt[at : at + BLOCK_BYTES])))
+        chained = hash((chained, prompt[at : at + BLOCK_BYTES]))
         hashes.append(chained)
     return tuple(hashes)
 

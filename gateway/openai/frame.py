@@ -15,16 +15,17 @@ _MAX_SIZES = 4096
 class Frame:
     """How one stream's tokens look: `before` and `behind` the text, both within the event."""
 
-    __slots__ = ("_before", "_before_bytes", "_behind", "_behind_bytes")
+    __slots__ = ("_before", "_before_bytes", "_behind", "_behind_bytes", "end")
 
     def __init__(self, before: bytes, behind: bytes) -> None:
         self._before = b"\r\n" + before
         self._behind = behind + b"\r\n"
         self._before_bytes = len(before) + 2
         self._behind_bytes = len(behind) + 2
+        self.end = 0  # how far the last look got
 
     def tokens_in(self, data: bytes) -> int:
-        """How many whole chunks `data` consists of, when each is one plain token; 0 when it is anything else."""
+        """How many whole chunks `data` begins with that are one plain token each; `end` is then where they end."""
         before, behind, find = self._before, self._behind, data.find
         tokens, at, size = 0, 0, len(data)
         while True:
@@ -42,11 +43,13 @@ class Frame:
                 or data[text_end:end] != behind
                 or find(b'"', text_at) != text_end
             ):
-                return 0
+                break
             tokens += 1
-            if end == size:
-                return tokens
             at = end
+            if at == size:
+                break
+        self.end = at
+        return tokens
 
 
 def _size_of(line: bytes) -> int:

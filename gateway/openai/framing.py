@@ -233,6 +233,14 @@ class ChunkedBody:
         self.done = False
         self.left = b""
 
+    def first_end(self, data: bytes) -> int:
+        """Where the first chunk of `data` ends, when it begins there and is whole; else 0."""
+        match = _CHUNK.match(data) if self.between else None
+        if match is None:
+            return 0
+        end = match.end() + int(match[1], 16) + 2
+        return end if end <= len(data) and end > match.end() + 2 else 0
+
     @property
     def between(self) -> bool:
         """Has every chunk that began ended?"""

@@ -164,22 +164,13 @@ class Exchange:
         model = front.models.get(body.model)
         if model is None:
             raise ApiError(Kind.MODEL_NOT_FOUND, param="model")
+        name, prompt_tokens = model.name, front.prompt_tokens(tenant.tenant, model.name, body)
+        may_degrade = tenant.degrade or self.head.fields.get(b"x-slo-degrade") == b"allow"
+        # In the order of its fields: names would cost a microsecond.
         return Request(
-            request_id=self._request_id.decode(),
-            endpoint=self.endpoint,
-            model=model.name,
-            tenant=tenant.tenant,
-            stream=body.stream,
-            prompt_tokens=front.prompt_tokens(tenant.tenant, model.name, body),
-            max_output_tokens=body.max_output_tokens,
-            body_bytes=len(body.raw),
-            arrived_at_s=self.arrived_at_s,
-            n=body.n,
-            app=body.app,
-            prefix_hashes=body.prefix_hashes,
-            fallback_models=model.fallbacks,
-            may_degrade=tenant.degrade or self.head.fields.get(b"x-slo-degrade") == b"allow",
-        )
+            self._request_id.decode(), self.endpoint, name, tenant.tenant, body.stream, prompt_tokens, body.max_output_tokens,
+            len(body.raw), self.arrived_at_s, body.n, body.app, body.prefix_hashes, model.fallbacks, may_degrade,
+        )  # fmt: skip
 
     async def _relayed(self, placement: Placement) -> Outcome | None:
         """One attempt. None when it failed before anything was sent and another one may follow."""

@@ -124,17 +124,25 @@ class ClientConnection(HttpToolsProtocol):
             self._pump()
 
     def _again(self, data: bytes) -> bool:
-        """Is this a whole request with a head as before? Then it is on its way, without a second look at what was found right."""
+        """Does a request with a head as before begin here? Then it is taken without a second look at what was found right."""
         known = self._known
         assert known is not None
         end = known.end_in(data)
-        front = self.front
-        if not end or len(data) - end != known.length or known.length > front.limits.body_bytes:
+        if not end:
             return False
-        self.deadline_at_s, self.deadline_status = 0.0, 0
+        front, head, missing = self.front, known.head, known.length - len(data) + end
+        if missing < 0 or known.length > front.limits.body_bytes:
+            return False
         endpoint = self._endpoint
         assert endpoint is not None
-        exchange = self._exchange = Exchange(front, self, known.head, endpoint, data[end:], monotonic())
+        if missing:
+            self._head, self._missing = head, missing
+            self._parts.append(data[end:])
+            timeouts = front.timeouts
+            self._due(408, timeouts.body_base_s + timeouts.body_per_mib_s * known.length / 1048576)
+            return True
+        self.deadline_at_s, self.deadline_status = 0.0, 0
+        exchange = self._exchange = Exchange(front, self, head, endpoint, data[end:], monotonic())
         exchange.start()
         return True
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = MAX_ERROR_BYTES = 64 * 1024
 MAX_HELD_BYTES = 256 * 1024  # what an engine may send before its first content
+# Chunks of a burst that are looked at one by one: a role, an empty delta, a first token.
+FIRST_LOOKS = 4
 # Whole answers up to this size are looked through before they go on; larger ones (many embeddings) pass as they come.
 MAX_WHOLE_BYTES = 1024 * 1024
 
@@ -35,7 +37,7 @@ class Relay:
 
     __slots__ = (
         "_body", "_body_left", "_coalesced", "_connection", "_deadlines", "_ended", "_exchange", "_frame", "_fresh", "_head", "_head_data",
-        "_held", "_held_bytes", "_measures", "_pass_on", "_paused", "_plain", "_reader", "_spilled", "_started", "_upstream", "_watch",
+        "_held", "_held_bytes", "_measures", "_pass_on", "_paused", "_plain", "_read_at_s", "_reader", "_spilled", "_started", "_upstream", "_watch",
         "_with_usage", "held_back", "placement", "upstream_status",
     )  # fmt: skip
 
@@ -64,6 +66,7 @@ class Relay:
         self._head_data = b""
         self._held: list[bytes] = []
         self._body_left = self._held_bytes = 0
+        self._read_at_s = 0.0
 
     # ---- sending
 
@@ -103,22 +106,32 @@ class Relay:
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine."""
+        now_s = monotonic()
         frame = self._frame
         if frame is not None:  # the steady state of a stream: for every chunk of it
             tokens = frame.tokens_in(data)
             if tokens:
-                self._watch.delta(monotonic(), tokens)
-                self._pass_on(data)
-                if self._coalesced:
-                    self._hold_back()
-                return
+                self._watch.delta(now_s, tokens)
+                if frame.end == len(data):
+                    self._pass_on(data)
+                    if self._coalesced:
+                        self._hold_back()
+                    return
+                self._pass_on(data[: frame.end])
+                data = data[frame.end :]
+        self._read_at_s = now_s
         try:
             self._received(data)
         except FramingError:
             self._fail(FailReason.MALFORMED)
+        self._frame = self._steady()
+
+    def _steady(self) -> Frame | None:
+        """How the next token will look, when all that came before is whole."""
         body, reader = self._body, self._reader
-        steady = self._measures and body is not None and body.between and reader is not None and reader.between and not self._plain
-        self._frame = reader.frame if steady and reader is not None else None
+        if not self._measures or self._plain or body is None or reader is None or not (body.between and reader.between):
+            return None
+        return reader.frame
 
     def _received(self, data: bytes) -> None:
         while self._head is None:
@@ -139,6 +152,8 @@ class Relay:
             return
         body = self._body
         if body is not None:
+            if self._reader is not None and not self._measures:
+                data = self._begun(body, data)
             content = body.feed(data) if data else b""
             if body.done and body.left:
                 raise FramingError(502, "bytes after the answer")
@@ -150,6 +165,25 @@ class Relay:
                 raise FramingError(502, "bytes after the answer")
             self._body_left -= len(data)
             self._content(data, done=not self._body_left)
+
+    def _begun(self, body: ChunkedBody, data: bytes) -> bytes:
+        """A burst of tokens is read one by one until it is known how they look, then all at once. What is left of it."""
+        for _ in range(FIRST_LOOKS):
+            end = body.first_end(data)
+            if not end or end == len(data):
+                break
+            self._content(body.feed(data[:end]), done=False)
+            if self._ended:
+                return b""
+            data = data[end:]
+            frame = self._steady()
+            if frame is not None:
+                tokens = frame.tokens_in(data)
+                if tokens:
+                    self._watch.delta(self._read_at_s, tokens)
+                    self._pass_on(data[: frame.end])
+                return data[frame.end :]
+        return data
 
     def _begin(self, head: AnswerHead) -> None:
         self._head = head
@@ -199,7 +233,7 @@ class Relay:
         """Content of an event stream, read by the reader: `deltas` tokens in it, `out` to pass on."""
         reader = self._reader
         assert reader is not None
-        now_s = monotonic()
+        now_s = self._read_at_s
         if reader.failed:
             self._fail(FailReason.MALFORMED)  # a line beyond the limit
             return

@@ -32,6 +32,14 @@ def test_one_token_and_many_in_a_read_are_counted(frame: Frame) -> None:
     one, other = chunk(event("a")), chunk(event("a longer one, with \\u00e4"))
     assert frame.tokens_in(one) == 1
     assert frame.tokens_in(one + other + one) == 3
+    assert frame.end == len(one + other + one)
+
+
+def test_what_follows_the_tokens_is_left(frame: Frame) -> None:
+    one = chunk(event("a"))
+    for rest in (b"0\r\n\r\n", one[:-1], chunk(event("")), chunk(b"data: [DONE]\n\n")):
+        assert frame.tokens_in(one + one + rest) == 2
+        assert frame.end == len(one + one)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,6 @@ def test_one_token_and_many_in_a_read_are_counted(frame: Frame) -> None:
         b"0\r\n\r\n",
         chunk(event("")),  # no text, no token
         chunk(event("a"))[:-1],
-        chunk(event("a")) + b"0\r\n\r\n",
         chunk(event("a", usage={"prompt_tokens": 1})),
         chunk(event("a") + event("b")),  # two events in a chunk
         chunk(event("a")[:-2]) + chunk(b"\n\n"),  # an event in two chunks
@@ -71,7 +78,7 @@ def test_where_it_counts_the_careful_reading_counts_the_same(texts: list[str], c
         tokens = frame.tokens_in(piece)
         if tokens:
             body, careful = ChunkedBody(), Reader(Endpoint.CHAT, False, 1 << 20)
-            assert careful.feed(body.feed(piece)) == tokens
+            assert careful.feed(body.feed(piece[: frame.end])) == tokens
             assert body.between
             assert careful.between
 

@@ -158,8 +158,8 @@ def test_text_is_a_token_and_no_text_is_none_however_like_the_chunk_before(texts
         if frame is not None:
             both = chunk(wire) + chunk(wire)
             assert frame.tokens_in(both) in (0, 2 * (text != ""))
-            assert frame.tokens_in(both[:-1]) == 0
-            assert frame.tokens_in(both + b"0\r\n\r\n") == 0
+            assert frame.tokens_in(both[:-1]) in (0, 1 * (text != ""))
+            assert frame.tokens_in(both + b"0\r\n\r\n") == frame.tokens_in(both)
 
 
 @settings(max_examples=100, deadline=None)
