@@ -125,9 +125,9 @@ class Lengths:
             line = self._line(key)
         coarse, _, fine = line.sketches
         seen = fine.seen or coarse.seen
-        # Recomputed after each of the first answers, then every 16th.
+        # Recomputed after each of the first answers, then when a sixteenth of what fades has come on top.
         since = seen - line.expected_at
-        if since and (line.expected_at < 0 or seen <= 64 or since >= 16):
+        if since and (line.expected_at < 0 or seen <= 64 or since * 16 >= min(seen, 2 * HALF_LIFE_ANSWERS)):
             line.expected_tokens = self.quantile(tenant, app, use_case, profile_tokens, self.share)
             line.expected_at = seen
         tokens = line.expected_tokens

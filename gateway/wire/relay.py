@@ -37,8 +37,8 @@ class Relay:
 
     __slots__ = (
         "_body", "_body_left", "_coalesced", "_connection", "_deadlines", "_ended", "_exchange", "_frame", "_fresh", "_head", "_head_data",
-        "_held", "_held_bytes", "_measures", "_pass_on", "_paused", "_plain", "_read_at_s", "_reader", "_spilled", "_started", "_upstream", "_watch",
-        "_with_usage", "held_back", "placement", "upstream_status",
+        "_held", "_held_bytes", "_measures", "_pass_on", "_paused", "_plain", "_read_at_s", "_reader", "_spilled", "_started", "_upstream",
+        "_watch", "_with_usage", "held_back", "placement", "upstream_status",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, placement: Placement, upstream: Upstream, watch: Stopwatch) -> None:
