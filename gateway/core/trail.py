@@ -133,9 +133,7 @@ def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) 
     return told
 
 
-def _candidate(
-    ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, prediction: Prediction, in_flight: int
-) -> dict[str, Any]:
+def _candidate(ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, prediction: Prediction, in_flight: int) -> dict[str, Any]:
     spec = instance.spec
     return {
         "instance_id": spec.instance_id,

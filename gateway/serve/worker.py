@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import gateway
 from gateway import policies
 from gateway.classify.explicit import Classifier
-from gateway.config.build import core_settings, instance_specs
-from gateway.config.gpus import shipped_gpus
+from gateway.config.build import core_settings, instance_specs, step_facts
 from gateway.config.load import Loaded
 from gateway.config.settings import Pool
 from gateway.core.decide import Core
@@ -29,7 +28,6 @@ from gateway.engines.health import Health
 from gateway.live import Live
 from gateway.measure.attainment import Attainment, tally_edges
 from gateway.openai.body import Body
-from gateway.predict.kinds import StepFacts
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.serve.sharing import Sharing, worker_name
@@ -222,18 +220,6 @@ class Worker:
 
 def _traceparent_of(ticket: Ticket) -> bytes:
     return getattr(ticket.handle, "traceparent", b"")
-
-
-def step_facts(specs: list[InstanceSpec]) -> dict[str, StepFacts]:
-    """Where predictions begin, per kind of instance."""
-    gpus = shipped_gpus()
-    facts: dict[str, StepFacts] = {}
-    for spec in specs:
-        gpu = gpus.find(spec.gpu)
-        if gpu is not None:
-            times = gpu.step_times(spec.engine_config) or next(iter(gpu.steps.values()))
-            facts[spec.predictor_key] = (times.a, times.b, times.c, times.d)
-    return facts
 
 
 def tls_context(pool: Pool) -> ssl.SSLContext:
