@@ -31,6 +31,7 @@ from gateway.openai.body import Body
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.serve.sharing import Sharing, worker_name
+from gateway.state.learnt_file import LearntFile
 from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.spans import Spans
@@ -71,6 +72,7 @@ class Worker:
         state = settings.state
         self.name = worker_name()
         self.sharing = Sharing(self.front, self.attainment, self.predictor, state, self.name) if state.url else None  # with other workers
+        self.learnt: LearntFile | None = LearntFile(self.predictor, state.learnt_file) if state.learnt_file and not state.url else None
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -166,7 +168,11 @@ class Worker:
             self.live.observers.append(self.request_log.observe)
         self.front.start()
         self._tick()
-        for run in (self.health.run(), self.upstreams.keep_resolved()):
+        background = [self.health.run(), self.upstreams.keep_resolved()]
+        if self.learnt is not None:
+            self.learnt.begin()
+            background.append(self.learnt.run())
+        for run in background:
             task = self.loop.create_task(run)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
