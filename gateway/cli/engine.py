@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -55,6 +55,20 @@ def command(
     curl localhost:9001/v1/chat/completions -d '{"model":"llama-8b","messages":[{"role":"user","content":"hi"}]}'
     curl localhost:9001/fault -d '{"slow_ratio": 5}'        faults can be changed while it runs
     """
+    facts = facts_of(gpu, engine_config, chunk_tokens=chunk_tokens, max_num_seqs=max_num_seqs, jitter_ratio=jitter)
+    faults = {"slow_ratio": slow, "stall_after_tokens": stall_after, "die_after_tokens": die_after, "error_ratio": error_ratio}
+    faults |= {"malformed_after_tokens": malformed_after, "silent": silent}
+    try:
+        import uvloop
+
+        uvloop.run(_run(model, facts, seed, max_model_len, host, port, faults, gpu))
+    except OSError as error:
+        click.echo(f"cannot listen on {host}:{port}: {error.strerror}", err=True)
+        sys.exit(2)
+
+
+def facts_of(gpu: str, engine_config: str, **more: Any) -> MachineFacts:
+    """Of a GPU that is known; click.BadParameter names those there are."""
     from gateway.config.gpus import shipped_gpus
     from gateway.simulate.fleets import kv_tokens_of
     from gateway.simulate.machine import MachineFacts
@@ -65,26 +79,8 @@ def command(
         names = ", ".join(shipped_gpus().gpus)
         what = f"no GPU is named {gpu!r}; there are {names}" if known is None else f"{known.name} runs {', '.join(known.steps)}"
         raise click.BadParameter(what, param_hint="--gpu")
-    facts = MachineFacts(
-        times.a,
-        times.b,
-        times.c,
-        times.d,
-        chunk_tokens=chunk_tokens,
-        max_num_seqs=max_num_seqs,
-        kv_tokens=kv_tokens_of(known.memory_bytes, engine_config),
-        prefix_cache=True,
-        jitter_ratio=jitter,
-    )
-    faults = {"slow_ratio": slow, "stall_after_tokens": stall_after, "die_after_tokens": die_after, "error_ratio": error_ratio}
-    faults |= {"malformed_after_tokens": malformed_after, "silent": silent}
-    try:
-        import uvloop
-
-        uvloop.run(_run(model, facts, seed, max_model_len, host, port, faults, known.name))
-    except OSError as error:
-        click.echo(f"cannot listen on {host}:{port}: {error.strerror}", err=True)
-        sys.exit(2)
+    kv_tokens = kv_tokens_of(known.memory_bytes, engine_config)
+    return MachineFacts(times.a, times.b, times.c, times.d, kv_tokens=kv_tokens, prefix_cache=True, **more)
 
 
 async def _run(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("suite", default="quick")
-@click.option("--fleet", default="", help="One run: a fleet such as '3xH100 + 4xL40S:w8 + 4xA10:w4', instead of a suite.")
+@click.option("--fleet", default="", help="One run: a fleet such as '3xH100 + 4xA10:w4', or a gateway.yaml with its pools and promises.")
 @click.option("--policy", "policies", multiple=True, help="One run: a policy's name or file; may be given again. In a suite: only these.")
 @click.option("--rate", type=click.FloatRange(0.01, 100000), help="One run: requests a second.")
 @click.option("--trace", default="", help="One run: azure, azure_code, azure_conv, mooncake, or a file (the gateway's request log too).")
@@ -47,6 +47,7 @@ def command(
     slo-gateway simulate quick                      a suite of loadtests/suites: knees and overload curves
     slo-gateway simulate full --picture knees.svg
     slo-gateway simulate --fleet '2xH100 + 4xA10:w4' --policy best_value --policy edf --rate 4
+    slo-gateway simulate --fleet gateway.yaml --trace requests.jsonl       what if: your own pools under your own traffic
     """
     from gateway.simulate.knee import RunFailed
 

@@ -5,14 +5,15 @@ The core never sees pydantic. Nothing here checks names: config/load.py has done
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.catalog import Catalog
-from gateway.config.gpus import Gpus, shipped_gpus
+from gateway.config.gpus import REMOTE_API, Gpus, StepTimes, shipped_gpus
 from gateway.config.quantities import ConfigModel
 from gateway.config.settings import Settings
-from gateway.core.flow import ClassPolicy, CoreSettings, InstanceSpec, QueueLimits
+from gateway.core.flow import ClassPolicy, CoreSettings, EngineKind, InstanceSpec, QueueLimits
 
 
 def core_settings(settings: Settings, catalog: Catalog) -> CoreSettings:
@@ -47,7 +48,10 @@ def instance_specs(settings: Settings, catalog: Catalog, gpus: Gpus | None = Non
         tier = catalog.tiers[pool.tier]
         gpu = gpus.find(pool.gpu)
         times = gpu.step_times(pool.engine_config) if gpu is not None else None
-        start = pool.limit.start or min(max(tier.batch.start, pool.limit.min), pool.limit.max)
+        # A remote API has no batch of ours to protect: its whole limit from the start. What it may cost is a matter of quotas.
+        batch = pool.limit.max if pool.engine is EngineKind.REMOTE else tier.batch.start
+        start = pool.limit.start or min(max(batch, pool.limit.min), pool.limit.max)
+        window_s = 0.0 if pool.engine is EngineKind.REMOTE else tier.forming.window_s
         for url in pool.instances:
             specs.append(
                 InstanceSpec(
@@ -62,7 +66,7 @@ def instance_specs(settings: Settings, catalog: Catalog, gpus: Gpus | None = Non
                     limit_min=pool.limit.min,
                     limit_max=max(pool.limit.max, start),
                     limit_pinned=pool.limit.pinned,
-                    batch_window_s=tier.forming.window_s if pool.batch_window_s is None else pool.batch_window_s,
+                    batch_window_s=window_s if pool.batch_window_s is None else pool.batch_window_s,
                     batch_min=tier.forming.min if pool.batch_min is None else pool.batch_min,
                     kv_tokens=pool.kv_tokens,
                     engine=pool.engine,
@@ -73,6 +77,21 @@ def instance_specs(settings: Settings, catalog: Catalog, gpus: Gpus | None = Non
                 )
             )
     return specs
+
+
+def times_of(spec: InstanceSpec, gpus: Gpus) -> StepTimes | None:
+    """What is known of an instance before it was measured; None when nothing is."""
+    if spec.engine is EngineKind.REMOTE:
+        return REMOTE_API
+    gpu = gpus.find(spec.gpu)
+    return (gpu.step_times(spec.engine_config) or next(iter(gpu.steps.values()))) if gpu is not None else None
+
+
+def step_facts(specs: Iterable[InstanceSpec], gpus: Gpus | None = None) -> dict[str, tuple[float, float, float, float]]:
+    """Where predictions begin, per kind of instance (predict/kinds.StepFacts)."""
+    gpus = gpus or shipped_gpus()
+    known = {spec.predictor_key: times_of(spec, gpus) for spec in specs}
+    return {key: (times.a, times.b, times.c, times.d) for key, times in known.items() if times is not None}
 
 
 def address(url: str) -> str:

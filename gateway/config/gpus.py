@@ -83,6 +83,10 @@ class Gpus(ConfigModel):
         return None
 
 
+# Somebody's API: who else is served there is hidden, so no batch of ours is in the times.
+REMOTE_API = StepTimes(a=15.0, b=0.0, c=0.0, d=60.0)
+
+
 @cache
 def shipped_gpus() -> Gpus:
     """The table that comes with the gateway."""

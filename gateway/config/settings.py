@@ -364,6 +364,8 @@ class State(ConfigModel):
     """the private key of `cert_file`"""
     verify: Flag = True
     """false: accept any certificate"""
+    learnt_file: Text = ""
+    """file that keeps what was learnt over restarts where there is no `url` to keep it; none when left out"""
 
 
 class Settings(ConfigModel):

@@ -38,6 +38,7 @@ class Instance:
         "healthy",
         "in_flight",
         "itl_targets",
+        "kv_left_tokens",
         "leased",
         "limit",
         "offered_ranks",
@@ -66,6 +67,7 @@ class Instance:
         self.in_flight = 0  # sequences of ours
         self.unprefilled_tokens = 0  # prompt tokens of ours without a first token yet
         self.context_tokens = 0  # prompt tokens of residents + output tokens as of the last tick
+        self.kv_left_tokens: float = spec.kv_tokens or inf  # of its KV cache, once residents have said what is expected of them
         self.tightest_itl_s = inf  # the smallest ITL target among residents
         self.itl_targets: dict[float, int] = {}  # how many residents have each target
         self.residents: dict[Placement, None] = {}  # in the order they came, so that the same events give the same answers
@@ -101,13 +103,19 @@ class Instance:
 class Serving:
     """The instances that take new work for one model, and for each class rank those with room for it."""
 
-    __slots__ = ("in_flight", "instances", "model", "open")
+    __slots__ = ("in_flight", "instances", "kv_most_tokens", "model", "open")
 
     def __init__(self, model: str, ranks: int) -> None:
         self.model = model
         self.instances: list[Instance] = []
         self.open: list[list[Instance]] = [[] for _ in range(ranks)]
+        self.kv_most_tokens = 0.0  # the largest KV cache among them; 0 while none is known
         self.in_flight = 0  # sequences of ours on all of them: with the mean service time this gives the drain rate
+
+    def know_kv(self) -> None:
+        """Instances have come, gone or changed."""
+        known = any(i.spec.kv_tokens for i in self.instances)
+        self.kv_most_tokens = max(i.spec.kv_tokens or inf for i in self.instances) if known else 0.0
 
     def lendable(self) -> bool:
         """Is there a free slot that another worker holds and could let us have?"""
@@ -151,16 +159,26 @@ class Fleet:
         if ticket.tried:
             found = [i for i in found if i.spec.instance_id not in ticket.tried]
         seen = ticket.seen_version
-        return found if seen < self._whole_from else [i for i in found if i.version > seen]
+        if seen >= self._whole_from:
+            found = [i for i in found if i.version > seen]
+        if serving.kv_most_tokens and found:
+            # What fits nowhere goes where most fits, alone: an estimate is no reason to refuse what the engine can judge.
+            needs = min(kv_needs_tokens(ticket), serving.kv_most_tokens)
+            found = [i for i in found if i.kv_left_tokens - i.others_context_tokens >= needs]
+        return found
 
     def instances(self, ticket: Ticket) -> Sequence[Instance]:
-        """The same without asking for a free slot."""
+        """The same without asking for a free slot; without those whose KV cache could not hold it even when empty."""
         serving = self._serving.get(ticket.model)
         if serving is None:
             return ()
+        found: Sequence[Instance] = serving.instances
         if ticket.tried:
-            return [i for i in serving.instances if i.spec.instance_id not in ticket.tried]
-        return serving.instances
+            found = [i for i in found if i.spec.instance_id not in ticket.tried]
+        if serving.kv_most_tokens:
+            needs = min(kv_needs_tokens(ticket), serving.kv_most_tokens)
+            found = [i for i in found if (i.spec.kv_tokens or inf) >= needs]
+        return found
 
     def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
         """What `instance` would take for `ticket` if started now, with what runs there."""
@@ -214,6 +232,8 @@ class Fleet:
         instance.residents[placement] = None
         instance.unprefilled_tokens += prompt_tokens
         instance.context_tokens += prompt_tokens
+        placement.kv_tokens = kv_tokens = kv_needs_tokens(ticket)
+        instance.kv_left_tokens -= kv_tokens
         itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
         counts = instance.itl_targets
         counts[itl_target_s] = counts.get(itl_target_s, 0) + 1
@@ -251,6 +271,7 @@ class Fleet:
         instance.unprefilled_tokens -= placement.unprefilled_tokens
         placement.unprefilled_tokens = 0
         instance.context_tokens -= placement.context_tokens
+        instance.kv_left_tokens += placement.kv_tokens
         ticket = placement.ticket
         itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
         counts = instance.itl_targets
@@ -284,6 +305,9 @@ class Fleet:
             context_tokens = placement.ticket.request.prompt_tokens + placement.output_tokens
             grown_tokens += context_tokens - placement.context_tokens
             placement.context_tokens = context_tokens
+            if context_tokens > placement.kv_tokens:  # it has said more than was expected of it
+                instance.kv_left_tokens -= context_tokens - placement.kv_tokens
+                placement.kv_tokens = context_tokens
         instance.context_tokens += grown_tokens
 
     # ---- who serves what
@@ -312,6 +336,9 @@ class Fleet:
                 limit = spec.limit_start if spec.limit_start != known.spec.limit_start or spec.limit_pinned else known.limit
                 known.spec = spec
                 known.usd_per_hour = spec.usd_per_hour
+                known.kv_left_tokens = (spec.kv_tokens or inf) - sum(placement.kv_tokens for placement in known.residents)
+                if known.serving is not None:
+                    known.serving.know_kv()
                 self.set_limit(known, limit)
 
     def set_health(self, instance: Instance, healthy: bool, now_s: float) -> None:
@@ -410,6 +437,7 @@ class Fleet:
         if serving is None:
             serving = self._serving[model] = Serving(model, len(self._ceilings))
         serving.instances.append(instance)
+        serving.know_kv()
         serving.in_flight += instance.in_flight
         instance.serving = serving
         instance.room = self._room(instance.slots)
@@ -421,6 +449,7 @@ class Fleet:
             return
         self._offer(instance, serving, 0)
         serving.instances.remove(instance)
+        serving.know_kv()
         serving.in_flight -= instance.in_flight
         instance.serving = None
 
@@ -430,6 +459,12 @@ class Fleet:
         instance.draining = True
         if instance.residents:
             self.leaving.append(instance)
+
+
+def kv_needs_tokens(ticket: Ticket) -> int:
+    """KV cache that its prompt and its expected answers take; the choices of one request share its prompt. Whole tokens, so that
+    what is taken and given back adds up."""
+    return ticket.request.prompt_tokens + int(ticket.expected_output_tokens) * ticket.request.n
 
 
 def _nested(ceilings: Sequence[float]) -> tuple[float, ...]:

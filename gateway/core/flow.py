@@ -183,6 +183,7 @@ class Placement:
     features: Any = None  # the predictor's own note of what it looked at, for learning
     instance: Any = None  # core/fleet's own; None once the slot is given back
     context_tokens: int = 0  # its share of the instance's context, as last counted
+    kv_tokens: int = 0  # its share of the instance's KV cache: what is expected of it, or what it has come to
     held_until_s: float = 0.0  # > 0 while its start waits for a batch to form
 
 
@@ -244,7 +245,8 @@ class InstanceSpec:
     @property
     def predictor_key(self) -> str:
         """Instances with the same key are expected to perform alike."""
-        return f"{self.gpu}|{self.model}|{self.engine_config}"
+        kind = "remote" if self.engine is EngineKind.REMOTE else self.gpu
+        return f"{kind}|{self.model}|{self.engine_config}"
 
 
 UNSHARED = 1 << 30

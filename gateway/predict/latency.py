@@ -283,9 +283,10 @@ class Load:
         note.seen = True
         self.shown += 1
         self._answers(placement)
-        spent_s = note.new_k * self.per_new_s
-        self.prefill_ratio = self.prefill_ratio_at(now_s) + spent_s / PREFILL_MEMORY_S
-        self.prefill_at_s = now_s
+        if self._key.batches:
+            spent_s = note.new_k * self.per_new_s
+            self.prefill_ratio = self.prefill_ratio_at(now_s) + spent_s / PREFILL_MEMORY_S
+            self.prefill_at_s = now_s
         return True
 
     def _answers(self, placement: Placement) -> None:
@@ -328,7 +329,7 @@ class Load:
             return None
         self._recount(probe)
         tokens = probe.output_tokens - self.pace_from
-        if tokens < PACE_TOKENS or (self.pending and tokens < LONG_PACE_TOKENS):
+        if tokens < PACE_TOKENS or (self.pending and self._key.batches and tokens < LONG_PACE_TOKENS):
             return None  # too few, or a prompt half read: the long window can bear that
         took_s = probe.last_token_at_s - self.pace_since_s
         looked_s = max(self.at_s - self.pace_since_s, 1e-6)
@@ -432,7 +433,9 @@ class Latencies:
         if kept is not None:
             load.ttft_drift.value, load.step_drift.value = float(kept["ttft"]), float(kept["step"])
             if kept.get("own"):
+                batches = load._key.batches
                 load._key = KeyModel(UNKNOWN_GPU)
+                load._key.batches = batches
                 load._key.restore(kept["own"])
                 load.private = True
         else:

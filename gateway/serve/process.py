@@ -134,6 +134,8 @@ async def _run(
         server.force_exit = now.is_set()
     await asyncio.wait(running, timeout=5.0)
     worker.stop()
+    if worker.learnt is not None:
+        await worker.learnt.save()
     if worker.sharing is not None:
         await worker.sharing.stop()
     return 1 if cut else 0

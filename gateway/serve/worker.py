@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import gateway
 from gateway import policies
 from gateway.classify.explicit import Classifier
-from gateway.config.build import core_settings, instance_specs
-from gateway.config.gpus import shipped_gpus
+from gateway.config.build import core_settings, instance_specs, step_facts
 from gateway.config.load import Loaded
 from gateway.config.settings import Pool
 from gateway.core.decide import Core
@@ -29,10 +28,10 @@ from gateway.engines.health import Health
 from gateway.live import Live
 from gateway.measure.attainment import Attainment, tally_edges
 from gateway.openai.body import Body
-from gateway.predict.kinds import StepFacts
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.serve.sharing import Sharing, worker_name
+from gateway.state.learnt_file import LearntFile
 from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.spans import Spans
@@ -73,6 +72,7 @@ class Worker:
         state = settings.state
         self.name = worker_name()
         self.sharing = Sharing(self.front, self.attainment, self.predictor, state, self.name) if state.url else None  # with other workers
+        self.learnt: LearntFile | None = LearntFile(self.predictor, state.learnt_file) if state.learnt_file and not state.url else None
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -168,7 +168,11 @@ class Worker:
             self.live.observers.append(self.request_log.observe)
         self.front.start()
         self._tick()
-        for run in (self.health.run(), self.upstreams.keep_resolved()):
+        background = [self.health.run(), self.upstreams.keep_resolved()]
+        if self.learnt is not None:
+            self.learnt.begin()
+            background.append(self.learnt.run())
+        for run in background:
             task = self.loop.create_task(run)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -222,18 +226,6 @@ class Worker:
 
 def _traceparent_of(ticket: Ticket) -> bytes:
     return getattr(ticket.handle, "traceparent", b"")
-
-
-def step_facts(specs: list[InstanceSpec]) -> dict[str, StepFacts]:
-    """Where predictions begin, per kind of instance."""
-    gpus = shipped_gpus()
-    facts: dict[str, StepFacts] = {}
-    for spec in specs:
-        gpu = gpus.find(spec.gpu)
-        if gpu is not None:
-            times = gpu.step_times(spec.engine_config) or next(iter(gpu.steps.values()))
-            facts[spec.predictor_key] = (times.a, times.b, times.c, times.d)
-    return facts
 
 
 def tls_context(pool: Pool) -> ssl.SSLContext:

@@ -10,9 +10,11 @@ import re
 from dataclasses import dataclass, replace
 from random import Random
 
+from gateway.config.build import instance_specs, step_facts, times_of
 from gateway.config.catalog import Catalog
 from gateway.config.gpus import Gpus
-from gateway.core.flow import InstanceSpec
+from gateway.config.settings import Settings
+from gateway.core.flow import EngineKind, InstanceSpec
 from gateway.predict.kinds import StepFacts
 from gateway.simulate.machine import MachineFacts
 
@@ -55,6 +57,24 @@ class SimulatedFleet:
 def kv_tokens_of(memory_bytes: float, config: str) -> int:
     """Tokens of context that fit beside the weights in nine tenths of a GPU's memory."""
     return int((memory_bytes * 0.9 - _WEIGHT_BYTES.get(config, 16e9)) / KV_BYTES_PER_TOKEN)
+
+
+def configured(settings: Settings, catalog: Catalog, gpus: Gpus) -> SimulatedFleet:
+    """The pools of a gateway's own configuration, with engines exactly as the shipped facts say. ValueError names a pool of which too
+    little is known."""
+    specs = instance_specs(settings, catalog, gpus)
+    engines: list[MachineFacts] = []
+    for spec in specs:
+        times = times_of(spec, gpus)
+        if times is None:
+            raise ValueError(f"pool {spec.pool}: nothing is known of the speed of gpu {spec.gpu!r}; known are {', '.join(gpus.gpus)}")
+        gpu = gpus.find(spec.gpu)
+        if spec.engine is EngineKind.REMOTE or gpu is None:
+            engines.append(MachineFacts(times.a, 0.0, 0.0, 0.0, max_num_seqs=4096, overhead_s=0.15, attention=0.0, crowd=0.0))
+        else:
+            kv_tokens = spec.kv_tokens or kv_tokens_of(gpu.memory_bytes, spec.engine_config)
+            engines.append(MachineFacts(times.a, times.b, times.c, times.d, kv_tokens=kv_tokens, prefix_cache=True))
+    return SimulatedFleet(", ".join(settings.pools), tuple(specs), tuple(engines), step_facts(specs, gpus))
 
 
 def fleet(

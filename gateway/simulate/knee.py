@@ -16,10 +16,11 @@ from functools import cache
 from typing import Any
 
 from gateway.config.catalog import Catalog
+from gateway.core.flow import CoreSettings
 from gateway.core.policy import Predictor
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.bounds import ExactPredictor, flow_capacity
-from gateway.simulate.fleets import SimulatedFleet, fleet
+from gateway.simulate.fleets import SimulatedFleet, configured, fleet
 from gateway.simulate.machine import Machine
 from gateway.simulate.run import Fault, Run, Simulation, policy_named
 from gateway.simulate.score import confidence, score
@@ -67,19 +68,39 @@ def shipped_catalog() -> Catalog:
     return load_catalog()
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A fleet, and the promises made over it; `settings` None = those of the catalogue alone."""
+
+    fleet: SimulatedFleet
+    catalog: Catalog
+    settings: CoreSettings | None = None
+
+
 @cache
-def _fleet(text: str) -> SimulatedFleet:
+def site(text: str) -> Site:
+    """Of a fleet's description, or of a gateway's configuration file. ValueError says what is wrong with either."""
     from gateway.config.gpus import shipped_gpus
 
-    return fleet(text, shipped_catalog(), shipped_gpus())
+    if not text.endswith((".yaml", ".yml")):
+        return Site(fleet(text, shipped_catalog(), shipped_gpus()), shipped_catalog())
+    from gateway.config.build import core_settings
+    from gateway.config.load import ConfigError, load
+
+    try:
+        loaded = load(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    settings, catalog = loaded.settings, loaded.catalog
+    return Site(configured(settings, catalog, shipped_gpus()), catalog, core_settings(settings, catalog))
 
 
 def simulate(point: Point, *, lists_decisions: bool = False) -> Run:
     """One run. RunFailed when anything breaks in it."""
-    described = _fleet(point.fleet).limited(point.limit)
+    place = site(point.fleet)
+    described, catalog = place.fleet.limited(point.limit), place.catalog
     if point.misjudged != 1.0:
         described = described.misjudged(point.misjudged)
-    catalog = shipped_catalog()
     sent = jobs(point.workload, catalog, point.rate_per_s, point.span_s, point.seed)
 
     def predictor(machines: dict[str, Machine]) -> Predictor | None:
@@ -97,6 +118,7 @@ def simulate(point: Point, *, lists_decisions: bool = False) -> Run:
             span_s=point.span_s,
             seed=point.seed,
             faults=point.faults,
+            settings=place.settings,
             lists_decisions=lists_decisions,
         ).run()
     except Exception as error:
@@ -224,7 +246,7 @@ def run_suite(suite: Suite, pool: Executor, progress: Callable[[str, int, int], 
 def _searched(
     suite: Suite, name: str, entries: list[Entry], points: list[Point], pool: Executor, told: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
-    capacity = flow_capacity(_fleet(points[0].fleet), shipped_catalog(), points[0].workload.mix)
+    capacity = flow_capacity(site(points[0].fleet).fleet, site(points[0].fleet).catalog, points[0].workload.mix)
     [reference] = _all(pool, [(knees, (points[0], capacity / 2, suite.precision))], lambda done, of: told("first knee", done, of))
     guess = max(reference["rate_90"], 0.5)
     points = _tuned(entries, points, [guess * 0.8, guess], pool, told)
@@ -246,7 +268,7 @@ def _searched(
         for word in ("rate_90", "rate_95"):
             mean, half = confidence([one[word] for one in each])
             result[word], result[f"{word}_ci"], result[f"{word}_seeds"] = mean, half, [one[word] for one in each]
-        fleet_ = _fleet(point.fleet)
+        fleet_ = site(point.fleet).fleet
         result["goodput_per_usd"] = result["rate_90"] * 0.9 * 3600 / fleet_.usd_per_hour
         result["goodput_per_gpu_hour"] = result["rate_90"] * 0.9 * 3600 / len(fleet_.specs)
         result["overload"] = [merged([next(scores) for _ in range(suite.seeds)]) | {"x": x} for x in suite.overload]

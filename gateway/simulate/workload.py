@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ PROMPT_SIGMA = 0.3
 OUTPUT_SIGMA = 0.5
 DATA = Path(__file__).resolve().parent / "traces"  # NOTICE names their sources
 LONGEST = 3.0
+LONGEST_TOKENS = 1 << 20
 
 
 @dataclass(slots=True)
@@ -43,6 +45,8 @@ class Job:
     hashes: tuple[int, ...] = ()
     experience_class: str | None = None  # asked for by tag
     may_degrade: bool = False
+    model: str = ""  # of those the fleet serves; the first of them when it is none
+    stream: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,10 @@ def _replayed(workload: Workload, catalog: Catalog, rate_per_s: float, span_s: f
             row.max_output_tokens,
             row.app,
             row.hashes,
+            row.experience_class,
+            row.may_degrade,
+            row.model,
+            row.stream,
         )
         index += 1
         if index == len(rows):
@@ -182,6 +190,7 @@ def trace_rows(trace: str, catalog: Catalog, data: Path | None = None) -> list[J
                 if row is not None:
                     rows.append(row)
         rows.sort(key=lambda job: job.at_s)
+        rows = _with_lengths(rows)
     if not rows:
         raise ValueError(f"{trace}: no request in it")
     start_s = rows[0].at_s
@@ -239,21 +248,43 @@ def _mooncake(entry: dict[str, Any], number: int, catalog: Catalog) -> Job | Non
 
 
 def _logged(entry: dict[str, Any], number: int, catalog: Catalog) -> Job | None:
-    """A line of the gateway's own request log (docs/metrics.md names its fields). Requests that produced nothing have no known length."""
+    """A line of the gateway's own request log (docs/metrics.md names its fields). One that was refused, failed or left has said too little:
+    its length is 0 here."""
     use_case = entry.get("use_case", "")
     prompt, output = int(entry.get("prompt_tokens") or 0), int(entry.get("output_tokens") or 0)
-    if use_case not in catalog.use_cases or prompt <= 0 or output <= 0:
+    if use_case not in catalog.use_cases or prompt <= 0:
         return None
-    arrived_s = float(entry["arrived_unix_s"])
-    limit = entry.get("max_output_tokens")
+    asked, degraded_from = entry.get("experience_class"), entry.get("degraded_from")
+    asked = degraded_from or asked
+    if asked == catalog.use_cases[use_case].experience_class or asked not in catalog.classes:
+        asked = None
     return Job(
         str(entry.get("request_id") or number),
-        arrived_s,
+        float(entry["arrived_unix_s"]),
         use_case,
         use_case,
         str(entry.get("tenant", "")),
         prompt,
-        output,
-        limit,
+        output if entry.get("result") == "completed" else 0,
+        entry.get("max_output_tokens"),
         int(entry.get("app") or 0),
+        (),
+        asked,
+        bool(degraded_from),
+        str(entry.get("model", "")),
+        bool(entry.get("stream")),
     )
+
+
+def _with_lengths(rows: list[Job]) -> list[Job]:
+    """Who got no whole answer is taken to have wanted one like the others of its use case, each of theirs in turn: left out, a day of
+    refusals would look like a quiet one. Where no answer is known at all, nothing is made up."""
+    known: dict[str, list[int]] = {}
+    for row in rows:
+        if row.output_tokens:
+            known.setdefault(row.use_case, []).append(row.output_tokens)
+    turns = {use_case: itertools.cycle(lengths) for use_case, lengths in known.items()}
+    for row in rows:
+        if not row.output_tokens and row.use_case in turns:
+            row.output_tokens = min(next(turns[row.use_case]), row.max_output_tokens or LONGEST_TOKENS)
+    return [row for row in rows if row.output_tokens]

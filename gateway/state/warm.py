@@ -123,6 +123,25 @@ def read(data: bytes) -> LearningPredictor | None:
     return made
 
 
+def settled(predictor: LearningPredictor) -> bool:
+    """Has it learnt enough by itself?"""
+    return any(max(key.step.samples, key.first.samples) > SETTLED_SAMPLES for key in predictor.latencies.keys.values())
+
+
+async def gathered(predictor: LearningPredictor, most_apps: int) -> dict[str, Any]:
+    """All that was learnt, with requests served in between."""
+    steps, until_s = predictor.state_in_steps(most_apps), perf_counter() + SLICE_S
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            state: dict[str, Any] = end.value
+            return state
+        if perf_counter() >= until_s:
+            await asyncio.sleep(0)
+            until_s = perf_counter() + SLICE_S
+
+
 def _finite(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
@@ -157,7 +176,7 @@ class WarmStart:
         """Take over what the fleet has learnt. False when there was nothing of use. StoreError: nobody knows."""
         data = await self._store.get(self._names.learnt)
         self.begun = True
-        if data is None or self.settled():
+        if data is None or settled(self._predictor):
             return False
         found = await asyncio.to_thread(read, data)
         if found is None:
@@ -167,23 +186,9 @@ class WarmStart:
         log.info("beginning with what the fleet has learnt")
         return True
 
-    def settled(self) -> bool:
-        """Has this worker learnt enough by itself?"""
-        return any(max(key.step.samples, key.first.samples) > SETTLED_SAMPLES for key in self._predictor.latencies.keys.values())
-
     async def tell(self) -> bool:
         """Write what this worker has learnt, if it is the controller and knows something."""
-        if not self._controller.held() or not self.settled():
+        if not self._controller.held() or not settled(self._predictor):
             return False
-        steps, until_s = self._predictor.state_in_steps(MAX_APPS), perf_counter() + SLICE_S
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                state: dict[str, Any] = end.value
-                break
-            if perf_counter() >= until_s:
-                await asyncio.sleep(0)
-                until_s = perf_counter() + SLICE_S
-        data = await asyncio.to_thread(packed, state)
+        data = await asyncio.to_thread(packed, await gathered(self._predictor, MAX_APPS))
         return await self._controller.put(self._names.learnt, data, KEPT_S)

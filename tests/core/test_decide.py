@@ -6,7 +6,7 @@ import pytest
 
 from gateway.core.flow import CoreSettings, Degrade, FailReason, Mode, QueueLimits, Refuse, RefuseReason, Start
 from gateway.core.trail import tell
-from tests.core.conftest import completed, core_with, instance, request, settings, tag
+from tests.core.conftest import MODEL, completed, core_with, instance, request, settings, tag
 
 
 def test_a_request_goes_to_the_preferred_tier_that_has_room() -> None:
@@ -115,6 +115,59 @@ def test_no_instance_is_no_capacity_and_a_fallback_model_is_tried_first() -> Non
     [start] = core.arrived(request(fallback_models=("missing", "other")), tag(), 10.0)
     assert refuse.reason is RefuseReason.NO_CAPACITY
     assert start.placement.model == "other"
+
+
+def test_who_waits_for_a_model_that_dies_goes_on_with_its_fallback_and_new_ones_come_back_when_it_does() -> None:
+    core = core_with(instance("a/1", limit=1), instance("b/1", model="other", limit=4), instance("b/2", model="other", limit=4))
+    holder = core.arrived(request(), tag(3), 10.0)[0].placement
+    assert core.arrived(request("waits", fallback_models=("other",)), tag(3), 10.0) == []
+    assert core.arrived(request("loyal"), tag(3), 10.0) == []
+    ends = {
+        action.ticket.request.request_id if isinstance(action, Refuse) else action.placement.ticket.request.request_id: action
+        for action in core.instance_health("a/1", False, 10.1)
+    }
+    assert ends["waits"].placement.model == "other"
+    assert ends["loyal"].reason is RefuseReason.NO_CAPACITY
+    core.failed(holder, FailReason.CUT, 10.2, False)
+    core.instance_health("a/1", True, 11.0)
+    [start] = core.arrived(request(fallback_models=("other",), arrived_at_s=11.0), tag(), 11.0)
+    assert start.placement.model == MODEL
+
+
+def test_models_do_not_wait_for_one_another() -> None:
+    core = core_with(instance("a/1", limit=1), instance("b/1", model="other", limit=1))
+    core.arrived(request(), tag(3), 10.0)
+    assert core.arrived(request(), tag(3), 10.0) == []
+    [start] = core.arrived(request(model="other"), tag(4), 10.0)
+    assert start.placement.instance_id == "b/1"
+
+
+def test_a_request_takes_memory_only_where_its_prompt_and_expected_answer_fit() -> None:
+    core = core_with(instance("premium/a", limit=8, kv_tokens=400), instance("balanced/b", "balanced", limit=8, kv_tokens=1_000))
+    where = []
+    for tokens in (100, 100, 200, 100):  # and 50 each for the answer
+        [start] = core.arrived(request(prompt_tokens=tokens), tag(1), 10.0)
+        where.append((start.placement, start.placement.instance_id))
+    assert [name for _, name in where] == ["premium/a", "premium/a", "balanced/b", "balanced/b"]
+    core.finished(where[0][0], completed(), 10.1)
+    [start] = core.arrived(request(prompt_tokens=200, arrived_at_s=10.1), tag(1), 10.1)
+    assert start.placement.instance_id == "premium/a"
+
+
+def test_an_answer_that_is_longer_than_expected_takes_the_memory_it_takes() -> None:
+    core = core_with(instance(limit=8, kv_tokens=500))
+    placement = core.arrived(request(), tag(3), 10.0)[0].placement
+    placement.first_token_at_s, placement.output_tokens = 10.1, 300
+    core.tick(11.0)
+    assert core.arrived(request(arrived_at_s=11.0), tag(3), 11.0) == []
+    [start] = core.finished(placement, completed(), 12.0)
+    assert start.placement.started_at_s == 12.0
+
+
+def test_what_is_larger_than_any_memory_is_left_to_the_largest_engine_to_judge() -> None:
+    core = core_with(instance("premium/a", limit=8, kv_tokens=400), instance("balanced/b", "balanced", limit=8, kv_tokens=1_000))
+    [start] = core.arrived(request(prompt_tokens=5_000), tag(3), 10.0)
+    assert start.placement.instance_id == "balanced/b"
 
 
 def test_a_failed_attempt_goes_to_another_instance_and_never_back() -> None:

@@ -16,7 +16,11 @@ EVENTS = st.lists(
     ),
     max_size=60,
 )
-SPECS = [made.instance("premium/a", "premium", 2), made.instance("balanced/b", "balanced", 3), made.instance("cost/c", "cost", 2)]
+SPECS = [
+    made.instance("premium/a", "premium", 2, kv_tokens=400),
+    made.instance("balanced/b", "balanced", 3, kv_tokens=330),
+    made.instance("cost/c", "cost", 2),
+]
 POLICIES = ("tier_preference", "best_value", "cheapest_feasible", "round_robin", "edf", "static_pools", "power_of_two")
 
 
@@ -51,6 +55,9 @@ class World:
             assert instance.in_flight <= max(instance.limit, 1), "above its limit"
             assert instance.unprefilled_tokens >= 0
             assert instance.in_flight == sum(p.ticket.request.n for p in instance.residents)
+            if instance.spec.kv_tokens:
+                assert instance.kv_left_tokens == instance.spec.kv_tokens - sum(p.kv_tokens for p in instance.residents)
+                assert instance.kv_left_tokens >= 0, "above its memory"
 
     def play(self, kind: str, number: int, passes_s: float) -> None:
         self.now_s += passes_s

@@ -120,6 +120,21 @@ def test_the_gateways_own_request_log_is_replayed(tmp_path: Path) -> None:
     assert all(record.attained for record in run.records)
 
 
+def test_a_replay_leaves_nobody_out_and_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    log = tmp_path / "requests.jsonl"
+    plain = json.loads(msgspec.json.encode(line_of(placed(), completed(), 1_700_000_000.0)))
+    refused = {**plain, "result": "refused", "output_tokens": 0, "arrived_unix_s": 1_700_000_001.0, "max_output_tokens": 7}
+    degraded = {**plain, "degraded_from": "instant", "experience_class": "deferred", "arrived_unix_s": 1_700_000_002.0}
+    whole = {**plain, "stream": False, "model": "other", "arrived_unix_s": 1_700_000_003.0}
+    stranger = {**plain, "use_case": "translation", "result": "refused", "output_tokens": 0, "arrived_unix_s": 1_700_000_004.0}
+    log.write_text("\n".join(json.dumps(line) for line in (plain, refused, degraded, whole, stranger)))
+    rows = trace_rows(str(log), CATALOG)
+    assert [row.at_s for row in rows] == [0.0, 1.0, 2.0, 3.0]  # of the last one nobody knows how long an answer would have been
+    assert rows[0].output_tokens == plain["output_tokens"] > 7 == rows[1].output_tokens
+    assert (rows[2].experience_class, rows[2].may_degrade) == ("instant", True)
+    assert (rows[3].stream, rows[3].model) == (False, "other")
+
+
 def test_a_trace_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         trace_rows(str(tmp_path / "nothing.jsonl"), CATALOG)
