@@ -150,6 +150,7 @@ class Prediction:
     ttft_s: float
     itl_s: float
     e2e_s: float
+    work_s: float = 0.0  # of the engine's time, taken from everybody who streams there
 
     def meets(self, ticket: Ticket, now_s: float) -> bool:
         """Would it keep every promise of `ticket` when started at `now_s`?"""

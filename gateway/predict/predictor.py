@@ -55,8 +55,9 @@ class LearningPredictor:
         expected_s = load.ttft_s(new_tokens / 1000, now_s)
         output_tokens = ticket.expected_output_tokens
         itl_s = load.itl_s(request.n, (prompt_tokens + output_tokens * 0.5) * request.n / 1000)
+        work_s = load.read_s(new_tokens / 1000) + output_tokens * (itl_s - load.gap_s)
         ttft_s = expected_s * load.cautious_ratio if self.cautious else expected_s
-        return Prediction(ttft_s, itl_s, expected_s + (output_tokens - 1.0) * itl_s if output_tokens > 1.0 else expected_s)
+        return Prediction(ttft_s, itl_s, expected_s + (output_tokens - 1.0) * itl_s if output_tokens > 1.0 else expected_s, work_s)
 
     def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
         """What an idle instance of this kind would take."""

@@ -73,7 +73,10 @@ def _exact(facts: MachineFacts, machine: Machine | None, ticket: Ticket, read_ra
     ttft_s += _prefill_s(facts, prompt) + facts.d * ahead * 1.05 / 1e6
     pending = len(machine.reading) + len(machine.waiting) if machine is not None else 0
     itl_s = facts.step_s(decoding + pending + 1, context + prompt + output / 2) / (1 - read_ratio)
-    return Prediction(ttft_s, itl_s, ttft_s + max(output - 1, 0) * itl_s)
+    # What the step takes longer for this one's being there, and the reading of its prompt.
+    alone_s = facts.step_s(decoding + pending, context) / (1 - read_ratio)
+    work_s = _prefill_s(facts, prompt) + output * (itl_s - alone_s)
+    return Prediction(ttft_s, itl_s, ttft_s + max(output - 1, 0) * itl_s, work_s)
 
 
 def flow_capacity(fleet: SimulatedFleet, catalog: Catalog, mix: dict[str, float] | None = None) -> float:
