@@ -252,10 +252,15 @@ def scripted() -> Iterator[Callable[[Script], ScriptedEngine]]:
         engine.stop()
 
 
+_reserved: list[socket.socket] = []
+
+
 def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
+    """A port that refuses connections for as long as the tests run: bound, so that nobody else is given it, and not listening."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    _reserved.append(sock)
+    port: int = sock.getsockname()[1]
     return port
 
 
