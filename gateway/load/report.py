@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 QUANTILES = (0.5, 0.95, 0.99)
 ALL = "all"
-WIDE_COLUMNS = 124  # from here on with refusals, failures, pools and money
-CLASS_COLUMNS = 140  # and with the class
+# What a terminal of so many columns shows besides: pools and money, then refusals and failures apart, then classes.
+POOLS_COLUMNS, WIDE_COLUMNS, CLASS_COLUMNS = 120, 130, 145
 _NO_EDGES = Edges(())
 
 
@@ -131,24 +131,25 @@ class Report:
         return [*rows, self.all.row(ALL, span_s)]
 
     def table(self, span_s: float, title: str = "", caption: str = "", width: int = 80) -> Table:
-        """For people; below WIDE_COLUMNS with refused and failed as one, and pools summed up in the caption."""
+        """For people; the narrower, the less of it: below POOLS_COLUMNS the caption sums pools up."""
         from rich import box
         from rich.table import Table
 
-        wide = width >= WIDE_COLUMNS
+        wide, pooled = width >= WIDE_COLUMNS, width >= POOLS_COLUMNS
         shares = pool_shares(self.all.pools)
         table = Table(
             title=title or None,
-            caption="   ".join(part for part in ("" if wide else shares, caption) if part) or None,
+            caption="   ".join(part for part in ("" if pooled else shares, caption) if part) or None,
             header_style="bold",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             pad_edge=False,
             show_edge=False,
         )
-        left, classes, priced = ("use case", "class", "pools"), width >= CLASS_COLUMNS, bool(self.usd_per_hour)
+        left, classes, priced = ("use case", "class", "pools"), width >= CLASS_COLUMNS, pooled and bool(self.usd_per_hour)
         names = ["use case", *(["class"] if classes else []), "offered", "attained", "TTFT p95", "ITL p95", "E2E p95"]
-        for name in names + (["refused", "failed", *(["$"] if priced else []), "pools"] if wide else ["lost"]):
+        names += [*(["refused", "failed"] if wide else ["lost"]), *(["$"] if priced else []), *(["pools"] if pooled else [])]
+        for name in names:
             table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
         rows = self.rows(span_s)
         for row in rows:
@@ -165,11 +166,11 @@ class Report:
             for kind in ("ttft", "itl", "e2e"):
                 cells.append(beside(row[kind]["p95_s"], getattr(targets, f"{kind}_s") if targets else None))
             lost = row["refused"] + failed
-            if wide:
-                usd = self.usd(self.use_cases[name] if use_case else self.all, span_s)
-                cells += [str(row["refused"] or "-"), str(failed or "-"), *([f"{usd:.3f}"] if priced else []), pool_shares(row["pools"])]
-            else:
-                cells.append(str(lost or "-"))
+            cells += [str(row["refused"] or "-"), str(failed or "-")] if wide else [str(lost or "-")]
+            if priced:
+                cells.append(f"{self.usd(self.use_cases[name] if use_case else self.all, span_s):.3f}")
+            if pooled:
+                cells.append(pool_shares(row["pools"]))
             table.add_row(*cells, end_section=len(rows) > 1 and row is rows[-2])
         return table
 
