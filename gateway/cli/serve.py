@@ -87,6 +87,8 @@ def command(
             admin,
         )
 
+    # httpx loads a command line of its own wherever rich is installed: 4 MB and 30 ms for what nobody uses here.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     from gateway.serve.process import run
 
     try:
