@@ -163,10 +163,12 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 class ScriptedEngine:
-    """An engine that does what a script says with each connection. `/health` and `/v1/models` are answered rightly whatever it says."""
+    """An engine that does what a script says with each connection. GET is answered well whatever it says, or as `pages` has it."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, pages: dict[str, bytes] | None = None) -> None:
         self.script = script
+        self.pages = pages or {}
+        self.looked_at: list[str] = []  # by GET
         self.requests: list[bytes] = []
         self.open = 0
         self.closed_at_s: list[float] = []
@@ -196,15 +198,17 @@ class ScriptedEngine:
                 if request is None:
                     return
                 if request.startswith(b"GET "):
-                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    path = request.split(b" ")[1].decode()
+                    self.looked_at.append(path)
+                    writer.write(self.pages.get(path, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"))
                     await writer.drain()
                     continue
                 self.requests.append(request)
                 await self.script(reader, writer)
                 if writer.is_closing():
                     return
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # cancelled by `stop` alone
         finally:
             self.open -= 1
             self.closed_at_s.append(time.monotonic())
@@ -248,10 +252,15 @@ def scripted() -> Iterator[Callable[[Script], ScriptedEngine]]:
         engine.stop()
 
 
+_reserved: list[socket.socket] = []
+
+
 def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
+    """A port that refuses connections for as long as the tests run: bound, so that nobody else is given it, and not listening."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    _reserved.append(sock)
+    port: int = sock.getsockname()[1]
     return port
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from gateway.config.load import ConfigError, Finding, load
+if TYPE_CHECKING:
+    from gateway.config.load import Finding
 
 
 @click.command()
@@ -21,6 +23,7 @@ def command(file: str | None, as_json: bool, strict: bool) -> None:
     slo-gateway check config/gateway.yaml
     """
     from gateway.config.check import warnings
+    from gateway.config.load import ConfigError, load
 
     errors: list[Finding] = []
     warned: list[Finding] = []

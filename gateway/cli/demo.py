@@ -27,6 +27,7 @@ MODEL = "llama-8b"
 # pool, tier, GPU, configuration, instances: a small mixed fleet, its cheap cards most of it.
 POOLS = (("premium", "H100", "", 2), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))
 START_S = 15.0
+DRAIN_S = 15.0  # for answers still on their way; those given up then are no fault of the gateway's, and counted apart
 UNREACHABLE, INTERRUPTED = 3, 130
 
 
@@ -173,13 +174,13 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
     made.sort(key=lambda job: job.at_s)
     chance = Random(0)  # noqa: S311
     shots = [shot(job, MODEL, True, chance, Lengths.HIDDEN) for job in made]
-    report = Report(catalog)
-    begin_s = time.monotonic()
     usd_per_hour = _usd_per_hour()
+    report = Report(catalog, usd_per_hour)
+    begin_s = time.monotonic()
 
     async def run() -> None:
         gun = Gun(address, report.add, tagged=True)
-        firing = asyncio.ensure_future(gun.fire(shots, for_s))
+        firing = asyncio.ensure_future(gun.fire(shots, for_s, drain_s=DRAIN_S))
         if console.is_terminal:
             from rich.live import Live
 
@@ -187,8 +188,12 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
                 while not firing.done():
                     await asyncio.wait([firing], timeout=0.5)
                     passed_s = time.monotonic() - begin_s
-                    title = f"{passed_s:.0f} of {for_s:.0f} s, {gun.in_flight} in flight"
-                    live.update(report.table(passed_s, title, caption=f"${usd_per_hour:.2f} an hour", width=console.width))
+                    if passed_s < for_s:
+                        title = f"{passed_s:.0f} of {for_s:.0f} s, {gun.in_flight} in flight"
+                    else:
+                        title = f"all is sent; {gun.in_flight} answers are still on their way, Ctrl-C does not wait for them"
+                    caption = f"${sum(usd_per_hour.values()):.2f} an hour"
+                    live.update(report.table(min(passed_s, for_s), title, caption=caption, width=console.width))
         await firing
 
     interrupted = False
@@ -206,16 +211,16 @@ def _drive(console: Console, address: str, admin: str, rate: float, for_s: float
     return INTERRUPTED if interrupted else 0
 
 
-def _usd_per_hour() -> float:
-    """What the fleet would cost at list prices."""
+def _usd_per_hour() -> dict[str, float]:
+    """What each pool would cost at list prices."""
     from gateway.config.gpus import shipped_gpus
 
-    found = [(shipped_gpus().find(name), count) for _, name, _, count in POOLS]
-    return sum(gpu.usd_per_hour * count for gpu, count in found if gpu is not None)
+    found = [(pool, shipped_gpus().find(name), count) for pool, name, _, count in POOLS]
+    return {pool: gpu.usd_per_hour * count for pool, gpu, count in found if gpu is not None}
 
 
 def _summary(console: Console, report: Report, span_s: float, as_json: bool) -> None:
-    usd_per_hour = _usd_per_hour()
+    usd_per_hour = sum(_usd_per_hour().values())
     rows = report.rows(span_s)
     if as_json:
         click.echo(json.dumps({"span_s": span_s, "usd_per_hour": usd_per_hour, "rows": rows}))
@@ -224,10 +229,13 @@ def _summary(console: Console, report: Report, span_s: float, as_json: bool) -> 
     whole = rows[-1]
     if whole["offered"]:
         per_usd = whole["goodput_per_s"] * 3600 / usd_per_hour if usd_per_hour else 0.0
+        failed = sum(whole["failed"].values())
         console.print(
-            f"{whole['attained']} of {whole['offered']} kept their promise ({whole['attained_ratio']:.1%}); "
-            f"the fleet costs ${usd_per_hour:.2f} an hour: {per_usd:.0f} kept promises a dollar."
+            f"{whole['attained']} of {whole['offered']} kept their promise ({whole['attained_ratio']:.1%}), {whole['refused']} refused, "
+            f"{failed} failed" + (f", {whole['unfinished']} not waited for." if whole["unfinished"] else "."),
+            soft_wrap=True,
         )
+        console.print(f"The fleet costs ${usd_per_hour:.2f} an hour: {per_usd:.0f} kept promises a dollar.")
 
 
 def _curl(address: str) -> str:

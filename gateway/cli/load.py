@@ -111,6 +111,8 @@ def command(
         out.print(report.table(span_s, f"{url}, {span_s:.0f} s", width=out.width))
         ratio = whole.attained / whole.offered if whole.offered else 0.0
         click.echo(f"{whole.attained} of {whole.offered} kept their promise ({ratio:.1%}): {whole.attained / span_s:.2f} a second.")
+        if whole.unfinished:
+            click.echo(f"  {whole.unfinished} were not waited for and are not counted: they could still have been kept", err=True)
         for why, count in whole.failed.most_common(5):
             click.echo(f"  {count} failed: {why}", err=True)
     if interrupted:

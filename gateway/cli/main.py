@@ -12,7 +12,7 @@ import gateway
 VERBS: dict[str, str] = {
     "serve": "Run the gateway.",
     "check": "Validate a configuration and warn of promises that cannot hold.",
-    "config": "Print the configuration's JSON Schema.",
+    "config": "What a configuration may say: JSON Schema, or a page.",
     "init": "Write a commented configuration from what engines say of themselves.",
     "demo": "Three simulated GPU pools, the gateway, and real traffic, live in this terminal.",
     "engine": "A simulated OpenAI engine that takes the time a GPU would.",
@@ -36,6 +36,14 @@ class Verbs(click.Group):
         module = importlib.import_module(f"gateway.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], VERBS, n=1)
+            ctx.fail(f"No such command '{args[0]}'" + (f"; did you mean '{near[0]}'?" if near else "."))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

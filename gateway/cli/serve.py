@@ -6,13 +6,15 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gateway.config.load import ConfigError, Loaded, is_loopback, load
-from gateway.config.oneline import GRAMMAR, loaded_from_args
+if TYPE_CHECKING:
+    from gateway.config.load import Loaded
 
 BAD_CONFIG, USAGE = 78, 2
+GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"  # config/oneline.py's, which --help does not wait to import
 
 
 @click.command()
@@ -42,6 +44,9 @@ def command(
 
     A file that changes is taken over while the gateway runs (so is one after SIGHUP); a wrong one is refused, and the old one goes on.
     """
+    from gateway.config.load import ConfigError, is_loopback, load
+    from gateway.config.oneline import loaded_from_args
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     for quiet in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
@@ -82,6 +87,8 @@ def command(
             admin,
         )
 
+    # httpx loads a command line of its own wherever rich is installed: 4 MB and 30 ms for what nobody uses here.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     from gateway.serve.process import run
 
     try:
@@ -96,7 +103,7 @@ def _changed(loaded: Loaded, port: int | None, host: str | None, admin_port: int
     """The file's settings with the command line's on top."""
     from dataclasses import replace
 
-    from gateway.config.load import Finding
+    from gateway.config.load import ConfigError, Finding
     from gateway.config.state_url import parse_state_url
     from gateway.core.flow import Mode
 

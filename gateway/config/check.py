@@ -10,7 +10,7 @@ from math import inf
 
 from gateway.config.catalog import UseCase
 from gateway.config.gpus import Gpus, StepTimes, shipped_gpus
-from gateway.config.load import Finding, Loaded, dotted, is_loopback
+from gateway.config.load import Finding, Loaded, dotted, is_loopback, nearest_name
 from gateway.config.settings import Pool
 
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*b\b", re.IGNORECASE)
@@ -26,9 +26,9 @@ def warnings(loaded: Loaded, gpus: Gpus | None = None) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.place or (0, 0))
 
 
-def _finding(loaded: Loaded, path: tuple[str | int, ...], message: str) -> Finding:
+def _finding(loaded: Loaded, path: tuple[str | int, ...], message: str, nearest: str = "") -> Finding:
     place = loaded.document.place_of(path) if loaded.document is not None else None
-    return Finding(str(loaded.path) if loaded.path else "(arguments)", place, dotted(path), message)
+    return Finding(str(loaded.path) if loaded.path else "(arguments)", place, dotted(path), message, nearest)
 
 
 def _looser(loaded: Loaded) -> list[Finding]:
@@ -42,7 +42,10 @@ def _looser(loaded: Loaded) -> list[Finding]:
                     f"{word} of {mine * 1000:.0f} ms is looser than its class {use_case.experience_class} "
                     f"tolerates ({tolerance * 1000:.0f} ms); its own target wins"
                 )
-                found.append(_finding(loaded, ("use_cases", name), message))
+                if name in loaded.settings.use_cases:
+                    found.append(_finding(loaded, ("use_cases", name), message))
+                else:  # as the catalogue has it
+                    found.append(Finding(loaded.settings.catalog or "catalog.yaml", None, f"use_cases.{name}", message))
     return found
 
 
@@ -70,7 +73,8 @@ def _promises(loaded: Loaded, gpus: Gpus) -> list[Finding]:
         gpu = gpus.find(pool.gpu)
         if gpu is None:
             if pool.gpu:
-                found.append(_finding(loaded, ("pools", name, "gpu"), f"the GPU {pool.gpu} is unknown: predictions begin from a guess"))
+                message = f"the GPU {pool.gpu} is unknown: predictions begin from a guess"
+                found.append(_finding(loaded, ("pools", name, "gpu"), message, nearest_name(pool.gpu, list(gpus.gpus))))
             continue
         times = gpu.step_times(pool.engine_config)
         needed = _weight_bytes(pool)

@@ -4,8 +4,10 @@ right name. What is right but unwise is check.py's business.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,7 @@ from gateway.config.build import catalog_with
 from gateway.config.catalog import Catalog
 from gateway.config.document import Document, DocumentError, Place, plain_yaml, read
 from gateway.config.settings import Settings
-from gateway.config.shipped import shipped
+from gateway.config.shipped import policy_names, shipped
 
 FORBIDDEN_HOSTS = ("metadata.google.internal", "169.254.169.254", "fd00:ec2::254", "100.100.100.200")
 
@@ -76,10 +78,41 @@ def load(path: str | Path | None = None) -> Loaded:
             settings = Settings.model_validate(document.data, context={"from_file": True, "folder": file.parent})
         except ValidationError as error:
             findings += _findings(error, document, Settings)
+            findings += _behind(error, document, file)
     if settings is None:
         raise ConfigError(sorted(findings, key=lambda f: f.place or Place(0, 0)))
     loaded = _joined(settings, file, document, findings)
     return loaded
+
+
+_LOOKED_UP = ("models", "catalog", "use_cases", "classes")
+
+
+def _behind(error: ValidationError, document: Document, file: Path) -> list[Finding]:
+    """What else is wrong, found in the rest of the file: references are judged without the values that are no good themselves. Not
+    where one of those is itself looked up in: what is missing then may only be what was left out."""
+    data = copy.deepcopy(document.data)
+    for one in error.errors():
+        path = list(one["loc"])
+        if one["type"] == "missing":
+            path.pop()
+        if not path or (path[0] in _LOOKED_UP and one["type"] != "extra_forbidden"):
+            return []
+        here: Any = data
+        part: Any
+        for part in path[:-1]:
+            inside = part in here if isinstance(here, dict) else isinstance(here, list)
+            here = here[part] if inside else {}
+        if isinstance(here, dict):
+            here.pop(path[-1], None)
+    try:
+        rest = Settings.model_validate(data, context={"from_file": True, "folder": file.parent})
+        _joined(rest, file, document, [])
+    except ValidationError:
+        return []
+    except ConfigError as more:
+        return more.findings
+    return []
 
 
 def of_settings(settings: Settings) -> Loaded:
@@ -104,7 +137,7 @@ def _joined(settings: Settings, file: Path | None, document: Document | None, fi
             findings.append(Finding(name, document.place_of(where) if document else None, dotted(where), _message(one)))
     known = {str(finding) for finding in findings}
     for where, message, wrong, right in wrong_references(settings, catalog):
-        nearest = _nearest(wrong, right)
+        nearest = nearest_name(wrong, right)
         finding = Finding(name, document.place_of(where) if document else None, dotted(where), message, nearest)
         if str(finding) not in known:
             findings.append(finding)
@@ -124,7 +157,7 @@ def load_catalog(path: Path) -> Catalog:
     except ValidationError as error:
         raise ConfigError(_findings(error, document, Catalog)) from None
     wrong = [
-        Finding(str(path), document.place_of(where), dotted(where), f"'{name}' is not {what}", _nearest(name, right))
+        Finding(str(path), document.place_of(where), dotted(where), f"'{name}' is not {what}", nearest_name(name, right))
         for where, name, what, right in catalog.wrong_references()
     ]
     if wrong:
@@ -146,6 +179,7 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
         if name is not None and name not in known:
             wrong.append((path, f"'{name}' is not {what}", name, list(known)))
 
+    expect(settings.policy, policy_names(), "a scheduling policy", "policy")
     models = {model.name: model for model in settings.models}
     for index, model in enumerate(settings.models):
         for at, fallback in enumerate(model.fallbacks):
@@ -209,13 +243,13 @@ def _address_problem(url: str, settings: Settings) -> str:
         parts = urlsplit(url)
         port_is_good = parts.port != 0
     except ValueError:
-        return "an address such as http://host:8000"
+        return "expected an address such as http://host:8000"
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good or parts.query or parts.fragment:
-        return "an address such as http://host:8000"
+        return "expected an address such as http://host:8000"
     if parts.username or parts.password:
-        return "an address without a password; an engine's key goes to upstream.api_key"
+        return "expected an address without a password; an engine's key goes to upstream.api_key"
     if parts.path.rstrip("/").endswith("/v1"):
-        return "an address without /v1"
+        return "expected an address without /v1"
     host = parts.hostname.lower()
     if (host in FORBIDDEN_HOSTS or host.startswith(("169.254.", "fe80:"))) and host not in settings.allow_addresses:
         return f"{host} is a link-local or metadata address; list it in allow_addresses if it is meant"
@@ -230,8 +264,10 @@ def dotted(path: tuple[str | int, ...]) -> str:
     return text
 
 
-def _nearest(name: str, right: list[str]) -> str:
-    return next(iter(difflib.get_close_matches(name.lower(), right, n=1, cutoff=0.6)), "") if name else ""
+def nearest_name(name: str, right: list[str]) -> str:
+    """The one that was probably meant, "" when none is near."""
+    by_lower = {one.lower(): one for one in right}
+    return by_lower.get(next(iter(difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)), ""), "") if name else ""
 
 
 def _findings(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Finding]:
@@ -245,11 +281,13 @@ def _findings(error: ValidationError, document: Document, model: type[BaseModel]
         if one["type"] == "extra_forbidden":
             known = _keys_at(model, where[:-1])
             message = "no such key" + (f"; here are {', '.join(known)}" if known else "")
-            nearest = _nearest(str(where[-1]), known)
+            nearest = nearest_name(str(where[-1]), known)
             if nearest:
                 message = "no such key"
         else:
             message = _message(one)
+            if one["type"] in ("enum", "literal_error"):
+                nearest = nearest_name(str(one["input"]), re.findall(r"'([^']+)'", message))
         findings.append(Finding(str(document.path), document.place_of(where), dotted(where), message, nearest))
     return findings
 

@@ -14,3 +14,8 @@ def shipped(name: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(f"{name} is neither at {places[0]} nor at {places[1]}; reinstall slo-gateway")
+
+
+def policy_names() -> list[str]:
+    """The scheduling policies that come with the gateway, by their files; none of them is imported."""
+    return sorted(path.stem for path in (_PACKAGE / "policies").glob("*.py") if not path.stem.startswith("_"))

@@ -31,7 +31,7 @@ async def discover(url: str, timeout_s: float = 3.0) -> Found:
             listed = await client.get(f"{url}/v1/models")
             models = _names(listed.json()) if listed.status_code == 200 else ()
             metrics = await _text(client, f"{url}/metrics")
-            version = await _text(client, f"{url}/version")
+            version = _version(await _text(client, f"{url}/version"))
         except (httpx.HTTPError, ValueError) as error:
             return Found(url, problem=f"{type(error).__name__}: {str(error)[:120]}")
     kind, kv_tokens = EngineKind.OPENAI, 0
@@ -46,6 +46,9 @@ async def discover(url: str, timeout_s: float = 3.0) -> Found:
         kv_tokens = int(float(held[1])) if held else 0
     elif "dynamo_" in metrics:
         kind = EngineKind.DYNAMO
+        blocks = re.search(r"^dynamo_frontend_model_total_kv_blocks\S* (\d+)", metrics, re.MULTILINE)
+        size = re.search(r"^dynamo_frontend_model_kv_cache_block_size\S* (\d+)", metrics, re.MULTILINE)
+        kv_tokens = int(blocks[1]) * int(size[1]) if blocks and size else 0
     if not models:
         return Found(url, kind=kind, version=version[:80], problem=f"/v1/models answered {listed.status_code} and names no model")
     return Found(url, models, kind, version[:80], kv_tokens)
@@ -54,6 +57,12 @@ async def discover(url: str, timeout_s: float = 3.0) -> Found:
 def _names(listed: Any) -> tuple[str, ...]:
     data = listed.get("data") if isinstance(listed, dict) else None
     return tuple(str(row["id"]) for row in data if isinstance(row, dict) and "id" in row) if isinstance(data, list) else ()
+
+
+def _version(text: str) -> str:
+    """vLLM says `{"version": "0.32.0"}`."""
+    found = re.search(r'"version"\s*:\s*"([^"]{1,80})"', text)
+    return found[1] if found else text.strip()
 
 
 async def _text(client: httpx.AsyncClient, url: str) -> str:

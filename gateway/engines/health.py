@@ -61,7 +61,7 @@ class Health:
         for spec in specs:
             state = known.get(spec.instance_id)
             if state is None or state.spec.url != spec.url:
-                state = State(spec, path="/v1/models" if spec.engine is EngineKind.TRANSFORMERS else "/health")
+                state = State(spec)
             state.spec = spec
             self.states[spec.instance_id] = state
 

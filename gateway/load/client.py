@@ -36,6 +36,7 @@ class Shown:
     sent_at_s: float = 0.0
     status: int = 0  # 0 = no answer at all
     error: str = ""
+    given_up_after_s: float | None = None  # we ended it: the time to wait was over
     ttft_s: float | None = None
     e2e_s: float | None = None
     gaps_s: list[float] = field(default_factory=list)
@@ -155,6 +156,7 @@ class _Connection(asyncio.Protocol):
     def give_up(self) -> None:
         if self.shown is not None:
             self.shown.error = "given up"
+            self.shown.given_up_after_s = time.monotonic() - self.shown.due_at_s
             self._over(keep=False)
 
 

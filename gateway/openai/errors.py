@@ -7,6 +7,7 @@ Nothing a caller wrote is ever repeated here: names of fields are ours, never va
 from __future__ import annotations
 
 import math
+import re
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Kind(StrEnum):
     MISSING_KEY = "missing_api_key"
     WRONG_KEY = "invalid_api_key"
     MODEL_NOT_FOUND = "model_not_found"
+    TOO_LONG = "context_length_exceeded"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
@@ -83,6 +85,7 @@ ROWS: dict[Kind, Row] = {
     Kind.MISSING_KEY: Row(401, "authentication_error", "No API key was sent; send `Authorization: Bearer KEY`."),
     Kind.WRONG_KEY: Row(401, "authentication_error", "The API key is not valid here."),
     Kind.MODEL_NOT_FOUND: Row(404, INVALID, "The model does not exist here; GET /v1/models lists those that do."),
+    Kind.TOO_LONG: Row(400, INVALID, "The prompt is longer than the model takes."),
     Kind.NOT_FOUND: Row(404, INVALID, "There is nothing at this path."),
     Kind.METHOD_NOT_ALLOWED: Row(405, INVALID, "This path does not take that method."),
     Kind.REQUEST_TIMEOUT: Row(408, INVALID, "The request did not arrive in time."),
@@ -231,8 +234,11 @@ def from_engine(status: int, body: bytes) -> ApiError:
     message, param, code = said
     message = message or "The engine refused the request."
     lowered = message.lower()
-    if status == 404 or (status == 400 and "pinned" in lowered and "model" in lowered):
-        return ApiError(Kind.MODEL_NOT_FOUND, param="model")
+    if status == 404 or (status == 400 and "server is pinned to" in lowered):
+        # The model is one of ours: it is this engine that has lost it, or knows nothing of this endpoint. Few say which.
+        return ApiError(Kind.MODEL_NOT_FOUND, "The engine of this model does not serve it, or not at this endpoint.", param="model")
+    if param == "input_tokens" or "maximum context length" in lowered:
+        return ApiError(Kind.TOO_LONG, message, param="messages")
     return ApiError(code or "engine_refused", message, param=param, status=status, type=_TYPES_OF_STATUS.get(status, INVALID))
 
 
@@ -271,15 +277,24 @@ def _said(body: bytes) -> tuple[str, str | None, str]:
     param, code = inner.get("param"), inner.get("code")
     return (
         _safe(message) if isinstance(message, str) else "",
-        param[:64] if isinstance(param, str) and param.isascii() and param.isprintable() else None,
+        param.removeprefix("body.")[:64] if isinstance(param, str) and param.isascii() and param.isprintable() else None,
         code[:64] if isinstance(code, str) and code.replace("_", "").isalnum() else "",
     )
+
+
+# What a validator found and, behind it, what it was given (pydantic, as vLLM prints it); anything long between quotes.
+_FOUND = re.compile(r"'msg': '([^']{1,200})'")
+_QUOTED = re.compile(r"""(["`]|(?<!\w)')(?:(?!\1).){48,}(?:\1|$)""", re.DOTALL)
 
 
 def _safe(message: str) -> str:
     """One line of bounded length, nothing of a program's inside, and nothing quoted at length: validators repeat their input."""
     if "Traceback" in message or 'File "' in message or "<html" in message.lower() or "input_value" in message:
         return ""
+    if "'input': " in message:
+        found = _FOUND.search(message)
+        message = found[1] if found is not None else ""
+    message = _QUOTED.sub("(a long text)", message[: 8 * _ENGINE_MESSAGE_CHARS])
     line = "".join(c if c.isprintable() else " " for c in message[:_ENGINE_MESSAGE_CHARS]).strip()
     return line
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from gateway.config.shipped import policy_names
 from gateway.core.policy import Chance, Policy
 
 
 def names() -> list[str]:
     """Those that come with the gateway."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return policy_names()
 
 
 def load(name: str) -> Callable[[Chance], Policy]:

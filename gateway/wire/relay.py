@@ -307,7 +307,7 @@ class Relay:
     def _refused_by_engine(self, body: bytes, clean: bool) -> None:
         """An error status. The caller's own mistakes are told; what another instance might do better is not."""
         status = self.upstream_status
-        if status == 400 and self._with_usage and b"stream_options" in body:
+        if status in (400, 422) and self._with_usage and b"stream_options" in body:
             self._upstream.no_stream_options = True
             self._again(clean)
             return

@@ -146,9 +146,15 @@ class Upstream:
 
     async def _open(self, ready: Callable[[EngineConnection | None], Any]) -> None:
         connection: EngineConnection | None = None
+        loop = self._loop
+        halfway: asyncio.TimerHandle | None = None
         try:
-            async with asyncio.timeout(self.connect_s):
-                _, connection = await self._loop.create_connection(
+            # Counted in two halves, between which the loop has looked at its sockets: a standstill of our own (a process that is not
+            # given the processor) would else be taken for engines that cannot be reached, all of them at once.
+            async with asyncio.timeout(None) as limit:
+                half_s = self.connect_s / 2.0
+                halfway = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
+                _, connection = await loop.create_connection(
                     lambda: EngineConnection(self),
                     self._address or self.host,
                     self.port,
@@ -157,6 +163,9 @@ class Upstream:
                 )
         except (OSError, TimeoutError, ssl.SSLError):
             connection = None
+        finally:
+            if halfway is not None:
+                halfway.cancel()
         ready(connection)
 
     def forget(self, connection: EngineConnection) -> None:

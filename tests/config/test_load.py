@@ -61,6 +61,28 @@ timeouts:
     assert any("pools.fast.tier: this key is needed" in line for line in told)
 
 
+def test_references_are_judged_though_other_values_are_no_good(tmp_path: Path) -> None:
+    text = GOOD.replace("tier: premium", "tier: premum, limit: {start: -3}") + "mode: observ\npolicy: best_valu\nkeys: [{id: a, sha: x}]\n"
+    told = "\n".join(findings(tmp_path, text))
+    for said in (
+        "mode: expected 'enforce' or 'observe'; did you mean 'observe'?",
+        "pools.fast.limit.start: expected greater than",
+        "'premum' is not a tier; did you mean 'premium'?",
+        "policy: 'best_valu' is not a scheduling policy; did you mean 'best_value'?",
+        "keys[0].sha: no such key; did you mean 'sha256'?",
+        "keys[0]: exactly one of sha256 and key",
+    ):
+        assert said in told
+
+
+def test_what_was_left_out_because_it_is_wrong_is_not_missed_elsewhere(tmp_path: Path) -> None:
+    told = findings(tmp_path, GOOD.replace("name: m\n", "nam: m\n"))
+    assert [line.partition(": ")[2] for line in told] == [
+        "models[0].name: this key is needed",
+        "models[0].nam: no such key; did you mean 'name'?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -51,7 +51,7 @@ def test_an_engine_that_refuses_connections_is_replaced_by_another(place: Place,
     gateway = place.before(f"http://127.0.0.1:{closed_port()}", scripted(good).url)
     for _ in range(6):
         assert httpx.post(f"{gateway.url}{PATH}", json=chat()).json()["choices"][0]["message"]["content"] == "good"
-    until(lambda: [i["healthy"] for i in gateway.fleet()].count(False) == 1, 5.0, "the dead engine to be left out")
+    until(lambda: [i["healthy"] for i in gateway.fleet()].count(False) == 1, 15.0, "the dead engine to be left out")
 
 
 @pytest.mark.parametrize(

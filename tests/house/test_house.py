@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from gateway.cli.main import VERBS
+
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "gateway").rglob("*.py"))
 
@@ -41,6 +45,23 @@ def test_help_and_check_load_nothing_heavy() -> None:
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0\nassert CliRunner().invoke(main, ['check']).exit_code == 0\n"
         "print([name for name in ('opentelemetry', 'httpx', 'redis', 'numpy', 'uvicorn') if name in sys.modules])"
     )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_waits_for_nothing_it_does_not_say(verb: str) -> None:
+    code = (
+        f"import sys\nfrom click.testing import CliRunner\nfrom gateway.cli.main import main\n"
+        f"assert CliRunner().invoke(main, ['{verb}', '--help']).exit_code == 0\n"
+        "print([name for name in ('pydantic', 'ruamel', 'httpx', 'redis', 'numpy', 'uvicorn', 'rich', 'msgspec') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_a_gateway_loads_only_what_it_was_told_to_use() -> None:
+    code = "import sys, gateway.serve.process\nprint([m for m in ('redis', 'opentelemetry', 'numpy', 'gateway.load') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert told.stdout.strip() == "[]"
 

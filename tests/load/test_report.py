@@ -97,3 +97,24 @@ def test_figures_stand_beside_what_was_promised_in_its_unit() -> None:
     assert beside(7.25, 7.0) == "[red]7.2/7s[/]"
     assert beside(None, 1.0) == "-"
     assert pool_shares({"premium": 1, "cost": 3}) == "cost 75% premium 25%"
+
+
+def given_up(after_s: float, ttft_s: float | None) -> Shown:
+    return Shown(CHAT, 0.0, status=200, error="given up", given_up_after_s=after_s, ttft_s=ttft_s)
+
+
+def test_what_was_not_waited_for_is_missed_only_if_its_promise_was_broken_already() -> None:
+    made = report(good(), given_up(3.0, 0.1), given_up(8.0, 0.1), given_up(0.1, None), given_up(0.2, None))
+    [chatbot, whole] = made.rows(span_s=10.0)
+    assert (whole["offered"], whole["unfinished"], whole["failed"]) == (3, 2, {"given up": 2})
+    assert chatbot["unfinished"] == 2
+
+
+def test_a_pools_price_is_shared_by_who_kept_it_busy() -> None:
+    made = Report(CATALOG, {"premium": 36.0, "cost": 3.6})
+    other = Shot(0.0, "/v1/chat/completions", b"{}", "translation", 3)
+    for shown in (good(e2e_s=3.0), good(e2e_s=1.0, shot=other), good(e2e_s=2.0, shot=other, pool=b"cost")):
+        made.add(shown)
+    assert made.usd(made.use_cases["chatbot"], 100.0) == pytest.approx(0.75)
+    assert made.usd(made.use_cases["translation"], 100.0) == pytest.approx(0.25 + 0.1)
+    assert made.usd(made.all, 100.0) == pytest.approx(1.1)
