@@ -82,19 +82,36 @@ def normal_usage(usage: Any) -> dict[str, int] | None:
     return {"prompt_tokens": prompt, "cached_tokens": min(cached, prompt), "output_tokens": output}
 
 
-def usage_of(body: bytes, endpoint: Endpoint) -> dict[str, int] | None:
-    """The usage a whole answer tells."""
-    try:
-        return normal_usage(_chunk_usage(body).usage)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: msgspec.Raw | None = None
+
+
+class _WithPlainUsage(msgspec.Struct, gc=False):
+    usage: _Usage
 
 
 class _WithUsage(msgspec.Struct, gc=False):
     usage: Any = None
 
 
-_chunk_usage = msgspec.json.Decoder(_WithUsage).decode
+_plain_usage_of = msgspec.json.Decoder(_WithPlainUsage).decode
+_usage_of = msgspec.json.Decoder(_WithUsage).decode
+
+
+def usage_of(body: bytes, endpoint: Endpoint) -> dict[str, int] | None:
+    """The usage a whole answer tells."""
+    try:
+        usage = _plain_usage_of(body).usage
+        if usage.prompt_tokens_details is None and 0 < usage.prompt_tokens < 2**40 and 0 <= usage.completion_tokens < 2**40:
+            return {"prompt_tokens": usage.prompt_tokens, "cached_tokens": 0, "output_tokens": usage.completion_tokens}
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        pass  # another protocol's words, or none
+    try:
+        return normal_usage(_usage_of(body).usage)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
 
 
 class Reader:

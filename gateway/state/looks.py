@@ -14,15 +14,16 @@ from gateway.state.store import StoreError
 
 log = logging.getLogger("slo_gateway")
 
-CANCELLED_AGAIN_S = 0.2
-CANCELLED_TIMES = 5
+LAST_LOOK_S = 1.0
 
 
 async def again(every_s: float, what: str, look: Callable[[], Awaitable[object]]) -> None:
-    """Wait for `every_s`, up to a tenth longer so that workers spread out, and look; for ever. A store that does not answer is told by
-    its health, anything else that goes wrong by the log."""
+    """Wait for `every_s`, up to a tenth longer so that workers spread out, and look; until it is cancelled. A store that does not answer
+    is told by its health, anything else that goes wrong by the log."""
     chance = Random()  # noqa: S311
-    while True:
+    myself = asyncio.current_task()
+    # Below a look, a cancellation that meets a timeout may be taken for one; that it was asked for stays known.
+    while myself is None or not myself.cancelling():
         await asyncio.sleep(every_s * (1.0 + 0.1 * chance.random()))
         try:
             await look()
@@ -33,10 +34,9 @@ async def again(every_s: float, what: str, look: Callable[[], Awaitable[object]]
 
 
 async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel them until they have ended, for a second at most: below a look, a cancellation that meets a timeout may be taken for one."""
+    """Cancel them, and wait until they have ended, for a second at most."""
     left = set(tasks)
-    for _ in range(CANCELLED_TIMES):
-        for task in left:
-            task.cancel()
-        if left:
-            _, left = await asyncio.wait(left, timeout=CANCELLED_AGAIN_S)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=LAST_LOOK_S)

@@ -44,12 +44,22 @@ def tag_fields(tag: Tag) -> bytes:
     return found
 
 
-def placed_fields(tag: Tag, pool: str, queue_s: float, degraded_from: str) -> bytes:
-    """The same, and where it ran and how long it waited for that."""
-    fields = b"%bx-slo-pool: %b\r\nserver-timing: queue;dur=%.1f\r\n" % (tag_fields(tag), pool.encode(), queue_s * 1000.0)
-    if degraded_from:
-        fields += b"x-slo-degraded-from: %b\r\n" % degraded_from.encode()
-    return fields
+# The same, with where it ran.
+_placed: dict[tuple[str, str, str, str, str], bytes] = {}
+
+
+def placed_fields(tag: Tag, pool: str, degraded_from: str) -> bytes:
+    """What the request was taken for, and where it ran."""
+    key = (tag.use_case, tag.experience_class, tag.why, pool, degraded_from)
+    found = _placed.get(key)
+    if found is None:
+        if len(_placed) >= _MAX_TAGS:
+            _placed.clear()
+        found = b"%bx-slo-pool: %b\r\n" % (tag_fields(tag), pool.encode())
+        if degraded_from:
+            found += b"x-slo-degraded-from: %b\r\n" % degraded_from.encode()
+        _placed[key] = found
+    return found
 
 
 def error_answer(

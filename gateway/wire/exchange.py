@@ -300,11 +300,12 @@ class Exchange:
             framing += b"connection: close\r\n"
         if self.reserved is not None and self.front.quotas is not None:
             framing += self.front.quotas.fields(self.reserved)
-        return b"%b%bcontent-type: %b\r\n%bx-request-id: %b\r\n%b\r\n" % (
+        return b"%b%bcontent-type: %b\r\n%bserver-timing: queue;dur=%.1f\r\nx-request-id: %b\r\n%b\r\n" % (
             answers.status_line(status),
             self.client.default_fields(),
             content_type,
-            answers.placed_fields(ticket.tag, placement.pool, placement.started_at_s - ticket.request.arrived_at_s, ticket.degraded_from),
+            answers.placed_fields(ticket.tag, placement.pool, ticket.degraded_from),
+            (placement.started_at_s - ticket.request.arrived_at_s) * 1000.0,
             self._request_id,
             framing,
         )
