@@ -35,6 +35,7 @@ from gateway.core.flow import (
 from gateway.core.forming import held_until_s
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
+from gateway.core.returns import Returns
 from gateway.core.trail import Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
@@ -55,6 +56,7 @@ class Core:
         self.trails = Trails(settings.trail_size)
         self.controller = Controller()
         self._rates: dict[str, admit.DrainRate] = {}
+        self._returns: dict[str, Returns] = {}
         self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
 
@@ -144,8 +146,27 @@ class Core:
         looser = self._looser_class(ticket, now_s)
         if looser is not None and ticket.request.may_degrade:
             return self._degrade(ticket, looser, now_s)
-        retry_s = admit.retry_after_s(ticket, predicted_s, now_s)
+        retry_s = self._retry_after_s(ticket, predicted_s, now_s)
         return [self._refuse(ticket, full, retry_s, now_s, looser=looser.name if looser is not None else "")]
+
+    def _retry_after_s(self, ticket: Ticket, predicted_s: float, now_s: float) -> float:
+        returns = self._returns.get(ticket.model)
+        if returns is None:
+            returns = self._returns[ticket.model] = Returns(now_s)
+        returns.refused(ticket, now_s)
+        return min(returns.after_s(admit.retry_after_s(ticket, predicted_s, now_s)), admit.MAX_RETRY_AFTER_S)
+
+    def _would_fit(self, request: Request, tag: Tag, now_s: float) -> bool:
+        """Would one like this be let in if it came now?"""
+        ticket = self.ticket(replace(request, arrived_at_s=now_s), tag, now_s)
+        if not self._find_model(ticket):
+            return False
+        if not self.queues.ahead(ticket.model, tag.rank) and not self.policy.plain:
+            placed = not isinstance(self.policy.place(ticket, self.fleet, now_s), Verdict)
+            self.fleet.considered = []
+            if placed:
+                return True
+        return self._may_wait(ticket, now_s)
 
     def _may_wait(self, ticket: Ticket, now_s: float) -> bool:
         if not self.fleet.savable(ticket, now_s):
@@ -320,6 +341,8 @@ class Core:
                 self.fleet.warm_up(instance, now_s)
             if instance.residents:
                 self.fleet.count_context(instance, now_s)
+        for returns in self._returns.values():
+            returns.look(now_s, lambda request, tag: self._would_fit(request, tag, now_s))
         for instance, limit in self.controller.limits(self.fleet, now_s):
             self.fleet.set_limit(instance, limit)
         return [*actions, *self._everywhere(now_s)]
