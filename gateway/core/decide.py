@@ -99,6 +99,8 @@ class Core:
         """A request arrives: it starts, waits, takes a looser class, or is refused."""
         ticket.queued_at_s = now_s
         self.trails.begin(ticket)
+        if self.fleet.considered:
+            self.fleet.considered = []
         if not self._find_model(ticket):
             return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
         queues = self.queues.of(ticket.model)
@@ -137,7 +139,9 @@ class Core:
         full = self.queues.full(ticket)
         if full is None:
             class_ = self._classes[ticket.tag.experience_class]
-            if not class_.refusable or self._may_wait(ticket, now_s):
+            may_wait = not class_.refusable or self._may_wait(ticket, now_s)
+            self._weighed(ticket, now_s)
+            if may_wait:
                 self.queues.push(ticket)
                 self.trails.add(ticket, "queued", now_s)
                 return self._fill(ticket.model, now_s)
@@ -148,6 +152,13 @@ class Core:
             return self._degrade(ticket, looser, now_s)
         retry_s = self._retry_after_s(ticket, predicted_s, now_s)
         return [self._refuse(ticket, full, retry_s, now_s, looser=looser.name if looser is not None else "")]
+
+    def _weighed(self, ticket: Ticket, now_s: float) -> None:
+        rank, fleet = ticket.tag.rank, self.fleet
+        wait_s = self._predicted_wait_s(ticket, rank, now_s)
+        fleet.savable(ticket, now_s)  # how long it can wait is known from here on
+        self.trails.weighed(ticket, fleet.considered, self.queues.ahead(ticket.model, rank), wait_s, now_s)
+        fleet.considered = []
 
     def _retry_after_s(self, ticket: Ticket, predicted_s: float, now_s: float) -> float:
         returns = self._returns.get(ticket.model)
@@ -162,6 +173,7 @@ class Core:
         if not self._find_model(ticket):
             return False
         if not self.queues.ahead(ticket.model, tag.rank) and not self.policy.plain:
+            self.fleet.considered = []  # the last one may belong to a trail
             placed = not isinstance(self.policy.place(ticket, self.fleet, now_s), Verdict)
             self.fleet.considered = []
             if placed:
@@ -365,6 +377,7 @@ class Core:
             for ticket in list(lane.tickets()):
                 self.queues.remove(ticket)
                 if self._find_model(ticket):
+                    self.fleet.considered = []
                     actions += self._wait(ticket, now_s)
                 else:
                     actions.append(self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s))
@@ -436,7 +449,7 @@ class Core:
 
     def _start(self, ticket: Ticket, instance: Instance, now_s: float, actions: list[Action], holds: bool) -> None:
         spec = instance.spec
-        prediction = next((predicted for looked_at, predicted, _ in reversed(self.fleet.considered) if looked_at is instance), None)
+        prediction = next((one[1] for one in reversed(self.fleet.considered) if one[0] is instance), None)
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:
             self.queues.took(ticket)
