@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -13,8 +14,12 @@ from gateway.cli.admin_client import URL, ask
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 PLAIN_COLUMNS = 110
+WIDE_COLUMNS = 108
+INDENT = 11
+MISSES = re.compile("ttft|itl|e2e")
 REASONS = {
     "queue_full": "too many wait already",
     "queue_bytes": "what waits already is too big",
@@ -64,6 +69,8 @@ def command(request_id: str, url: str, key: str, as_json: bool) -> None:
 
 def show(console: Console, told: dict[str, Any]) -> None:
     """As a person would tell it."""
+    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
     targets = told["targets"]
@@ -83,9 +90,14 @@ def show(console: Console, told: dict[str, Any]) -> None:
         style = {"refused": "red", "failed": "red", "late": "yellow", "degraded": "yellow"}.get(step["what"], "")
         if step["what"] == "finished":
             style = "" if step["got"]["result"] == "completed" else "red"
-        console.print(Text.assemble((f"{_time(step['after_s']):>9}  ", "dim"), (_step(step), style)))
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        rows.add_column(width=INDENT - 2, justify="right", no_wrap=True)
+        rows.add_row(Text(_time(step["after_s"]), "dim"), Text(_step(step), style))
+        console.print(rows)
         if step.get("candidates"):
-            console.print(_candidates(step["candidates"]))
+            console.print(Padding(_candidates(step["candidates"], console.width), (0, 0, 0, INDENT - 2)))
+        if step["what"] == "finished" and step["got"]["result"] == "completed":
+            console.print(_verdict(step["got"], targets, told["stream"]))
 
 
 def _step(step: dict[str, Any]) -> str:
@@ -93,23 +105,52 @@ def _step(step: dict[str, Any]) -> str:
     match what:
         case "started":
             return f"sent to {step['instance_id']}, out of:" if step.get("candidates") else f"sent to {step['instance_id']}"
+        case "weighed":
+            return _weighed(step)
         case "queued":
-            return "waits: no slot that would keep the promise was free"
+            return "so it waits in line"
         case "late":
-            return "late: not even an idle instance could keep the promise now; it goes behind all that can still be saved"
-        case "held":
-            return "held back for a moment to form a batch"
+            return "late: even an idle instance would miss the promise now, so it goes behind what can still be saved"
         case "refused":
             return f"refused: {reason}; it was told to come back in {_time(step['retry_after_s'])}"
         case "failed":
             return f"failed at {step['instance_id']}: {reason}"
         case "degraded":
-            return f"goes on as {step['reason']}"
+            return f"so it goes on as {step['reason']}, rather than being refused"
         case "gone":
             return "its client left"
         case "finished":
             return _got(step["got"], reason)
     return str(what)
+
+
+def _weighed(step: dict[str, Any]) -> str:
+    """Why it could not start at once, and what waiting would have meant."""
+    ahead, slot_s, patience_s = step["ahead"], step["slot_expected_in_s"], step["can_wait_s"]
+    if step.get("candidates"):
+        why = "none of the open instances would do (below)"
+    elif ahead:
+        why = f"{ahead} {'waits' if ahead == 1 else 'wait'} before it"
+    else:
+        why = "every instance that its class may use is full"
+    could = f"it can wait {_time(patience_s)}" if patience_s > 0 else "it cannot wait at all"
+    return f"{why}; a slot is expected in {_time(slot_s)}, and {could}"
+
+
+def _verdict(got: dict[str, Any], targets: dict[str, float], stream: bool) -> Text:
+    """Did it keep what was promised?"""
+    from rich.text import Text
+
+    pairs = [("the end", "e2e_s", "e2e_s")]
+    if stream:
+        pairs = [("first token", "ttft_s", "ttft_s"), ("time a token", "tpot_s", "itl_s"), *pairs]
+    missed = [
+        f"{name} {_time(got[have] - targets[due])} too late" if have != "tpot_s" else f"{name} {_time(got[have] - targets[due])} too long"
+        for name, have, due in pairs
+        if have in got and got[have] > targets[due]
+    ]
+    words, style = (f"promise missed: {', '.join(missed)}", "red") if missed else ("promise kept", "green")
+    return Text(" " * INDENT + words, style)
 
 
 def _got(got: dict[str, Any], reason: str) -> str:
@@ -126,25 +167,28 @@ def _got(got: dict[str, Any], reason: str) -> str:
     return f"complete{got_it}" if got["result"] == "completed" else f"ended as {got['result']} ({reason or got['status']}){got_it}"
 
 
-def _candidates(candidates: list[dict[str, Any]]) -> Table:
+def _candidates(candidates: list[dict[str, Any]], columns: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    made.add_column("           instance", no_wrap=True)
-    made.add_column("tier", no_wrap=True)
+    made.add_column("  instance", no_wrap=True)
+    wide = columns >= WIDE_COLUMNS
+    if wide:
+        made.add_column("tier", no_wrap=True)
+        made.add_column("$/h", justify="right", no_wrap=True)
     for name in ("in flight", "first token", "a token", "the end"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("would miss", no_wrap=True)
     for one in candidates:
         predicted = one["predicted"]
         made.add_row(
-            Text(f"        {'->' if one['chosen'] else '  '} {one['instance_id']}"),
-            one["tier"],
+            Text(f"{'>' if one['chosen'] else ' '} {one['instance_id']}"),
+            *((one["tier"], f"{one['usd_per_hour']:.2f}") if wide else ()),
             str(one["in_flight"]),
             *(_time(predicted[name]) for name in ("ttft_s", "itl_s", "e2e_s")),
-            Text(one["would_miss"].upper(), "red"),
+            Text(MISSES.sub(lambda word: word[0].upper(), one["would_miss"]), "red"),
             style="bold" if one["chosen"] else "",
         )
     return made

@@ -35,6 +35,7 @@ from gateway.core.flow import (
 from gateway.core.forming import held_until_s
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
+from gateway.core.returns import Returns
 from gateway.core.trail import Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
@@ -55,6 +56,7 @@ class Core:
         self.trails = Trails(settings.trail_size)
         self.controller = Controller()
         self._rates: dict[str, admit.DrainRate] = {}
+        self._returns: dict[str, Returns] = {}
         self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
 
@@ -97,6 +99,8 @@ class Core:
         """A request arrives: it starts, waits, takes a looser class, or is refused."""
         ticket.queued_at_s = now_s
         self.trails.begin(ticket)
+        if self.fleet.considered:
+            self.fleet.considered = []
         if not self._find_model(ticket):
             return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
         queues = self.queues.of(ticket.model)
@@ -135,7 +139,9 @@ class Core:
         full = self.queues.full(ticket)
         if full is None:
             class_ = self._classes[ticket.tag.experience_class]
-            if not class_.refusable or self._may_wait(ticket, now_s):
+            may_wait = not class_.refusable or self._may_wait(ticket, now_s)
+            self._weighed(ticket, now_s)
+            if may_wait:
                 self.queues.push(ticket)
                 self.trails.add(ticket, "queued", now_s)
                 return self._fill(ticket.model, now_s)
@@ -144,8 +150,35 @@ class Core:
         looser = self._looser_class(ticket, now_s)
         if looser is not None and ticket.request.may_degrade:
             return self._degrade(ticket, looser, now_s)
-        retry_s = admit.retry_after_s(ticket, predicted_s, now_s)
+        retry_s = self._retry_after_s(ticket, predicted_s, now_s)
         return [self._refuse(ticket, full, retry_s, now_s, looser=looser.name if looser is not None else "")]
+
+    def _weighed(self, ticket: Ticket, now_s: float) -> None:
+        rank, fleet = ticket.tag.rank, self.fleet
+        wait_s = self._predicted_wait_s(ticket, rank, now_s)
+        fleet.savable(ticket, now_s)  # how long it can wait is known from here on
+        self.trails.weighed(ticket, fleet.considered, self.queues.ahead(ticket.model, rank), wait_s, now_s)
+        fleet.considered = []
+
+    def _retry_after_s(self, ticket: Ticket, predicted_s: float, now_s: float) -> float:
+        returns = self._returns.get(ticket.model)
+        if returns is None:
+            returns = self._returns[ticket.model] = Returns(now_s)
+        returns.refused(ticket, now_s)
+        return min(returns.after_s(admit.retry_after_s(ticket, predicted_s, now_s)), admit.MAX_RETRY_AFTER_S)
+
+    def _would_fit(self, request: Request, tag: Tag, now_s: float) -> bool:
+        """Would one like this be let in if it came now?"""
+        ticket = self.ticket(replace(request, arrived_at_s=now_s), tag, now_s)
+        if not self._find_model(ticket):
+            return False
+        if not self.queues.ahead(ticket.model, tag.rank) and not self.policy.plain:
+            self.fleet.considered = []  # the last one may belong to a trail
+            placed = not isinstance(self.policy.place(ticket, self.fleet, now_s), Verdict)
+            self.fleet.considered = []
+            if placed:
+                return True
+        return self._may_wait(ticket, now_s)
 
     def _may_wait(self, ticket: Ticket, now_s: float) -> bool:
         if not self.fleet.savable(ticket, now_s):
@@ -320,6 +353,8 @@ class Core:
                 self.fleet.warm_up(instance, now_s)
             if instance.residents:
                 self.fleet.count_context(instance, now_s)
+        for returns in self._returns.values():
+            returns.look(now_s, lambda request, tag: self._would_fit(request, tag, now_s))
         for instance, limit in self.controller.limits(self.fleet, now_s):
             self.fleet.set_limit(instance, limit)
         return [*actions, *self._everywhere(now_s)]
@@ -342,6 +377,7 @@ class Core:
             for ticket in list(lane.tickets()):
                 self.queues.remove(ticket)
                 if self._find_model(ticket):
+                    self.fleet.considered = []
                     actions += self._wait(ticket, now_s)
                 else:
                     actions.append(self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s))
@@ -413,7 +449,7 @@ class Core:
 
     def _start(self, ticket: Ticket, instance: Instance, now_s: float, actions: list[Action], holds: bool) -> None:
         spec = instance.spec
-        prediction = next((predicted for looked_at, predicted, _ in reversed(self.fleet.considered) if looked_at is instance), None)
+        prediction = next((one[1] for one in reversed(self.fleet.considered) if one[0] is instance), None)
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:
             self.queues.took(ticket)

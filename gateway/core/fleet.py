@@ -185,7 +185,7 @@ class Fleet:
         if self._predictor is None:
             return UNKNOWN
         prediction = self._predictor.predict(ticket, instance, now_s)
-        self.considered.append((instance, prediction, instance.in_flight))
+        self.considered.append((instance, prediction, instance.in_flight, instance.tightest_itl_s))
         return prediction
 
     def savable(self, ticket: Ticket, now_s: float) -> bool:

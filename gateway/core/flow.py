@@ -161,8 +161,8 @@ class Prediction:
         )
 
 
-Considered = tuple[Any, Prediction, int]
-"""(instance, what was predicted for it, its sequences in flight) as a decision looked at it."""
+Considered = tuple[Any, Prediction, int, float]
+"""(instance, what was predicted for it, its sequences in flight, the tightest gap promised there) as a decision looked at it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -48,6 +48,12 @@ class Trails:
             kept = candidates if len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES]
             trail.append((now_s, "started", (placement.prediction, kept), placement.instance_id))
 
+    def weighed(self, ticket: Ticket, candidates: list[Considered], ahead: int, wait_s: float, now_s: float) -> None:
+        """No place was found among `candidates`: with so many before it, a slot was expected in `wait_s`."""
+        if len(ticket.trail) < MAX_STEPS:
+            could_wait_s = max(ticket.latest_start_at_s - now_s, 0.0)  # as of now: a looser class will give it more
+            ticket.trail.append((now_s, "weighed", (ahead, wait_s, could_wait_s, candidates[:MAX_CANDIDATES]), ""))
+
     def refused(self, refuse: Refuse, now_s: float) -> None:
         """It was told no."""
         refuse.ticket.trail.append((now_s, "refused", (refuse.reason, refuse.retry_after_s), ""))
@@ -61,13 +67,15 @@ class Trails:
         placement.ticket.trail.append((now_s, "finished", outcome, placement.instance_id))
 
 
-def _why_not(prediction: Prediction, ticket: Ticket, at_s: float) -> str:
+def _why_not(prediction: Prediction, tightest_itl_s: float, ticket: Ticket, at_s: float) -> str:
     targets = ticket.tag.targets
     missed = []
     if at_s + prediction.ttft_s > ticket.ttft_deadline_at_s:
         missed.append("ttft")
     if prediction.itl_s > (ticket.itl_target_s or targets.itl_s):
         missed.append("itl")
+    elif prediction.itl_s > tightest_itl_s:
+        missed.append("itl of others")
     if at_s + prediction.e2e_s > ticket.e2e_deadline_at_s:
         missed.append("e2e")
     return ", ".join(missed)
@@ -121,6 +129,11 @@ def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) 
             told["predicted"] = _shown(prediction)
         if candidates:
             told["candidates"] = [_candidate(ticket, at_s, instance_id, *one) for one in candidates]
+    elif what == "weighed":
+        ahead, wait_s, could_wait_s, candidates = value
+        told |= {"ahead": ahead, "slot_expected_in_s": round(wait_s, 3), "can_wait_s": round(could_wait_s, 3)}
+        if candidates:
+            told["candidates"] = [_candidate(ticket, at_s, "", *one) for one in candidates]
     elif what == "refused":
         reason, retry_after_s = value
         told |= {"reason": reason.value, "retry_after_s": round(retry_after_s, 3)}
@@ -133,13 +146,16 @@ def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) 
     return told
 
 
-def _candidate(ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, prediction: Prediction, in_flight: int) -> dict[str, Any]:
+def _candidate(
+    ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, prediction: Prediction, in_flight: int, tightest_itl_s: float
+) -> dict[str, Any]:
     spec = instance.spec
     return {
         "instance_id": spec.instance_id,
         "tier": spec.tier,
+        "usd_per_hour": spec.usd_per_hour,
         "in_flight": in_flight,
         "predicted": _shown(prediction),
-        "would_miss": _why_not(prediction, ticket, at_s),
+        "would_miss": _why_not(prediction, tightest_itl_s, ticket, at_s),
         "chosen": spec.instance_id == chosen_id,
     }

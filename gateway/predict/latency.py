@@ -32,7 +32,8 @@ PREFILL_MEMORY_S = 10.0
 PACE_TOKENS = 8
 LONG_PACE_TOKENS = 400
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
-PACE_TRUST = 0.8
+PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
+SUDDEN_RATIO = 1.15
 # From then on only every fourth sample moves the shared model, unless it is off: the bias follows all of them, at a tenth of the cost.
 SETTLED_SAMPLES = 256
 LEARN_EVERY_S = 0.02
@@ -377,7 +378,15 @@ class Load:
         if predicted_s <= 0:
             return
         ratio = took_s / predicted_s
-        drift.follow(ratio / drift.value, PACE_TRUST)
+        before = drift.value
+        if features[3]:  # prompts were read meanwhile, in whole chunks
+            drift.follow(ratio / drift.value, 0.8, PACE_ALERTNESS)
+        else:
+            drift.follow(ratio / drift.value, PACE_TRUST, PACE_ALERTNESS, PACE_NOISE)
+        moved = drift.value / before
+        if not 1 / SUDDEN_RATIO < moved < SUDDEN_RATIO:
+            # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise.
+            self.ttft_drift.value *= moved
         if step.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
             step.learn(features, took_s / drift.value)
         self._redeployed()

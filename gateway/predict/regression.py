@@ -147,12 +147,13 @@ class Drift:
         self.samples = 0
         self.far = 0  # samples in a row with the bias beyond FAR_RATIO
 
-    def follow(self, ratio: float, most: float = 0.5) -> None:
-        """`ratio` = actual / (predicted x value). At most this share (0..1) of a miss is believed at once."""
+    def follow(self, ratio: float, most: float = 0.5, alertness: float = 0.3, noise: float = 0.05) -> None:
+        """`ratio` = actual / (predicted x value). At most this share `most` (0..1) of a miss is believed at once; `alertness` (0..1) is how
+        much a single sample says of the trend: more for one that averages many events than for a single event. Trends below `noise` are none."""
         miss = math.log(min(max(ratio, 0.1), 10.0))
-        self.trend += 0.3 * (miss - self.trend)
+        self.trend += alertness * (miss - self.trend)
         self.samples += 1
-        eagerness = 0.03 + min(most, max(abs(self.trend) - 0.05, 0.0) * 1.5, abs(miss) * 2)
+        eagerness = 0.03 + min(most, max(abs(self.trend) - noise, 0.0) * 5.0 * alertness, abs(miss) * 2)
         if self.samples < 8:
             eagerness = max(eagerness, 1.0 / (self.samples + 1))
         self.value = min(max(self.value * math.exp(eagerness * miss), 0.02), 50.0)

@@ -113,7 +113,7 @@ class Engine:
             at_s = now_s  # the process was stopped: what was missed is not made up for
         if self.faults.slow_ratio != self._slow_ratio:
             self._slow_ratio = self.faults.slow_ratio
-            machine.change(self.facts.slower(1.0 / self._slow_ratio))
+            machine.change(self.facts.slower(1.0 / self._slow_ratio), now_s)
         first, done = machine.run(at_s)
         for sequence in itertools.chain(machine.residents(), done):
             sequence.owner.token(sequence)

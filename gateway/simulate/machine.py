@@ -142,13 +142,8 @@ class Machine:
     def submit(self, sequence: Sequence, now_s: float) -> None:
         """A request reaches the engine."""
         self.waiting.append(sequence)
-        if self._jump > 1:
-            # It is seen at the end of the step under way, not of the whole jump.
-            done = self._steps_in(now_s - self._began_at_s)
-            if done + 1 < self._jump:
-                self._jump = done + 1
-                self.next_at_s = self._began_at_s + self._took_s(self._jump)
-        elif self._jump == 0:
+        self._cut(now_s)
+        if self._jump == 0:
             self.next_at_s = now_s  # idle, or between two steps: `run` starts the next one
 
     def cancel(self, sequence: Sequence, now_s: float) -> None:
@@ -165,9 +160,10 @@ class Machine:
             self._leave(sequence)
         sequence.state = OVER
 
-    def change(self, facts: MachineFacts) -> None:
-        """The engine behaves differently from its next jump on."""
+    def change(self, facts: MachineFacts, now_s: float) -> None:
+        """The engine behaves differently from its next step on."""
         self.facts = facts
+        self._cut(now_s)
 
     def emitted(self, sequence: Sequence, now_s: float) -> tuple[int, float]:
         """Tokens given so far and when the last one came (as of the last step's end)."""
@@ -272,6 +268,14 @@ class Machine:
         return 0.0
 
     # ---- inside
+
+    def _cut(self, now_s: float) -> None:
+        """Something is to be seen at the end of the step under way, not of the whole jump."""
+        if self._jump > 1:
+            done = self._steps_in(now_s - self._began_at_s)
+            if done + 1 < self._jump:
+                self._jump = done + 1
+                self.next_at_s = self._began_at_s + self._took_s(self._jump)
 
     def _took_s(self, steps: int) -> float:
         return steps * self._first_s + self._growth_s * steps * (steps - 1) / 2

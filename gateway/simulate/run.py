@@ -314,9 +314,9 @@ class Simulation:
         spec = self.fleet.specs[fault.instance % len(self.fleet.specs)]
         machine = self.machines[spec.instance_id]
         if fault.kind == "slow":
-            machine.change(machine.facts.slower(fault.ratio))
+            machine.change(machine.facts.slower(fault.ratio), now_s)
             if fault.until_s < math.inf:
-                self._at(fault.until_s, lambda _: machine.change(machine.facts.slower(1 / fault.ratio)))
+                self._at(fault.until_s, lambda at_s: machine.change(machine.facts.slower(1 / fault.ratio), at_s))
             return
         self.dead.add(spec.instance_id)
         self._do(self.core.instance_health(spec.instance_id, False, now_s), now_s)

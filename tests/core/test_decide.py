@@ -250,5 +250,6 @@ def test_a_decision_can_be_told_afterwards() -> None:
     first, second = (tell(core.trails.of(name)) for name in ("first", "second"))
     assert [step["what"] for step in first["steps"]] == ["started", "finished"]
     assert first["steps"][1]["got"]["result"] == "completed"
-    assert second["steps"][0]["reason"] == "cannot_meet_slo"
+    assert [step["what"] for step in second["steps"]] == ["weighed", "refused"]
+    assert second["steps"][1]["reason"] == "cannot_meet_slo"
     assert core.trails.of("unknown") is None

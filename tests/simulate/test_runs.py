@@ -108,6 +108,24 @@ def test_many_steps_at_once_end_when_single_steps_would() -> None:
     assert ends[0] == [(prompt, at_s) for prompt, at_s in ends[1]]
 
 
+def test_an_engine_that_slows_down_does_so_at_its_next_step_however_far_it_had_planned() -> None:
+    facts = MachineFacts(10.0, 0.0, 0.0, 100.0, jitter_ratio=0.0)
+    machine = Machine(facts, Random(1))
+    machine.submit(Sequence(None, 100, 1_001), 0.0)
+    machine.run(0.0)
+    machine.plan(0.0)
+    first_at_s = machine.next_at_s
+    machine.run(first_at_s)
+    machine.plan(first_at_s)
+    assert machine.next_at_s == pytest.approx(first_at_s + 10.0)
+    machine.change(facts.slower(0.5), first_at_s + 2.005)
+    now_s = machine.next_at_s
+    assert now_s == pytest.approx(first_at_s + 2.01)
+    assert machine.run(now_s) == ([], [])
+    machine.plan(now_s)
+    assert machine.next_at_s == pytest.approx(now_s + 799 * 0.02)
+
+
 def test_an_engine_without_room_for_context_starts_over_and_loses_nobody() -> None:
     machine = Machine(MachineFacts(10.0, 0.1, 0.2, 100.0, kv_tokens=2_000), Random(1))
     for _ in range(6):
