@@ -23,11 +23,9 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     the odds are 9 to 1 where the cautious prediction just holds, and change with its sixth power."""
     late, weight, output_tokens = ticket.late, ticket.weight, max(ticket.expected_output_tokens, 4.0)
     left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
-    itl_target_s, tokens = ticket.itl_target_s or ticket.tag.targets.itl_s, ticket.request.prompt_tokens + ticket.expected_output_tokens
+    itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
     best, best_value = None, -1e9
     for instance in fleet.open_instances(ticket):
-        if instance.in_flight and instance.context_tokens + tokens > instance.spec.kv_tokens > 0:
-            continue  # it would push somebody out of the engine's memory
         prediction = fleet.predict(ticket, instance, now_s)
         ttft_s, itl_s, rest_s = prediction.ttft_s, prediction.itl_s, prediction.e2e_s - prediction.ttft_s
         if itl_s > instance.tightest_itl_s or (itl_s > itl_target_s and not late):
