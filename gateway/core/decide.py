@@ -36,6 +36,7 @@ from gateway.core.forming import held_until_s
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
 from gateway.core.returns import Returns
+from gateway.core.shares import Shares
 from gateway.core.trail import Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
@@ -55,6 +56,7 @@ class Core:
         self.queues = Queues(settings, policy)
         self.trails = Trails(settings.trail_size)
         self.controller = Controller()
+        self.shares = Shares(settings.tenant_weights)
         self._rates: dict[str, admit.DrainRate] = {}
         self._returns: dict[str, Returns] = {}
         self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
@@ -77,6 +79,7 @@ class Core:
         else:
             most = request.max_output_tokens
             ticket.expected_output_tokens = float(tag.output_tokens if most is None else min(most, tag.output_tokens))
+        ticket.weight = self.shares.worth(request.tenant)
         if not request.stream:
             self._unstreamed(ticket)
         class_ = self._classes.get(tag.experience_class)
@@ -323,6 +326,7 @@ class Core:
         self._classes = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
         self.trails.size = settings.trail_size
+        self.shares.reweigh(settings.tenant_weights)
         self.fleet.set_ceilings(self._ceilings(settings))
         lost = self.queues.change(settings)
         actions: list[Action] = [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s) for ticket in lost]
@@ -340,6 +344,7 @@ class Core:
         """Time has passed: batches are due, waiting has lasted too long, limits may move."""
         actions: list[Action] = []
         self.fleet.look_again()
+        self.shares.fade(now_s)
         if self._forming:
             for instance in (*self.fleet.by_id.values(), *self.fleet.leaving):
                 if instance.forming and now_s >= instance.forming_until_s - 1e-6:
@@ -456,6 +461,7 @@ class Core:
         ticket.placement, ticket.seen_version = placement, -1
         self.trails.started(placement, self.fleet.considered, now_s)
         self.fleet.take(instance, placement)
+        self.shares.took(ticket.request.tenant, ticket.request.prompt_tokens + ticket.expected_output_tokens)
         until_s = held_until_s(placement, instance, now_s) if holds and spec.batch_window_s > 0.0 and not self._observes else 0.0
         if until_s:
             placement.held_until_s = until_s

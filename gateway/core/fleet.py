@@ -52,6 +52,7 @@ class Instance:
         "serving",
         "slots",
         "spec",
+        "stake_per_s",
         "tightest_itl_s",
         "unprefilled_tokens",
         "usd_per_hour",
@@ -70,6 +71,7 @@ class Instance:
         self.kv_left_tokens: float = spec.kv_tokens or inf  # of its KV cache, once residents have said what is expected of them
         self.tightest_itl_s = inf  # the smallest ITL target among residents
         self.itl_targets: dict[float, int] = {}  # how many residents have each target
+        self.stake_per_s = 0.0  # what a second of delay costs all residents together, as their policy reckons
         self.residents: dict[Placement, None] = {}  # in the order they came, so that the same events give the same answers
         self.forming: list[Placement] = []  # residents whose start is held back until a batch has formed
         self.forming_until_s = inf  # when the first of them cannot wait any longer
@@ -230,6 +232,7 @@ class Fleet:
         placement.context_tokens = prompt_tokens
         self.version = instance.version = self.version + 1
         instance.residents[placement] = None
+        instance.stake_per_s += ticket.stake_per_s
         instance.unprefilled_tokens += prompt_tokens
         instance.context_tokens += prompt_tokens
         placement.kv_tokens = kv_tokens = kv_needs_tokens(ticket)
@@ -273,6 +276,7 @@ class Fleet:
         instance.context_tokens -= placement.context_tokens
         instance.kv_left_tokens += placement.kv_tokens
         ticket = placement.ticket
+        instance.stake_per_s = max(instance.stake_per_s - ticket.stake_per_s, 0.0) if instance.residents else 0.0
         itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
         counts = instance.itl_targets
         left = counts[itl_target_s] - 1

@@ -135,6 +135,8 @@ class Ticket:
     latest_start_at_s: float = -1.0  # after this even an idle instance would miss; < 0 = not asked yet
     expires_at_s: float = 0.0  # end of its time to live in the queue
     seen_version: int = -1  # of the fleet, when no place was found: until an instance changes, none will be; < 0 = not looked yet
+    weight: float = 1.0  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
+    stake_per_s: float = 0.0  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
     lane: Any = None  # where it waits: core/queues' own, None = it does not
     trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
 

@@ -1,8 +1,8 @@
-"""Best value: the instance where this promise is most likely kept, less what its hardware costs and what its residents would lose.
+"""Best value: the instance where keeping this promise is worth most beside what it takes from the promises already made there.
 
-Hard bounds are the first token and the gaps (this request's and all residents'). Whether the whole answer ends in time depends on a length
-nobody knows: with r = time left / time predicted it is taken for 1 / (1 + r^-SPREAD), which is what lengths that spread as traces do give.
-A dearer card has to be worth its price in likelihood, and a long prompt is charged for the time it holds up everyone who streams there.
+Worth is the likelihood that first token, gaps and end are all in time. The price is the engine time the request takes, at what a second of
+delay costs the residents: a toll by congestion, so that long prompts keep away from where tight answers stream, and in overload those who
+ask for least are served. What is worth less than its price waits while it can be saved, and then takes only what nobody misses.
 """
 
 from __future__ import annotations
@@ -11,39 +11,42 @@ from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
 from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 
-# Chosen in the simulator (docs/simulate.md): a mixed fleet's knee is flat around them.
-SPREAD = 2.0
-USD = 0.02  # likelihood that a dollar an hour has to be worth
-HOLD_UP = 0.03  # likelihood lost per resident and second of prefill
+# All flat in the simulator (docs/simulate.md).
+TOLL = 3.0  # delays breed delays: who is held up stays longer, in the way of those who come next
+LEAST = 0.3  # likelihood below which an engine's time is better kept for somebody else
+IDLE = 0.05  # what serving somebody late is worth
+EDGE = 9.0 ** (1 / 6)  # of a promise: where the odds that it is kept are even
+USD = 0.005  # likelihood that a dollar an hour has to be worth
 
 
 def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
-    """Late ones go wherever they end soonest without breaking anybody's gaps."""
-    late = ticket.late
-    best: Instance | None = None
-    best_value = -1e9
-    left_s = ticket.e2e_deadline_at_s - now_s
-    ttft_left_s = ticket.ttft_deadline_at_s - now_s
+    """Lengths spread as in traces: the end is in time with odds (time left / time predicted)^2. First tokens and gaps are known better:
+    the odds are 9 to 1 where the cautious prediction just holds, and change with its sixth power."""
+    late, weight, predict = ticket.late, ticket.weight, fleet.predict
+    left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
     itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
+    most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
+    best, best_value, best_odds = None, 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
     for instance in fleet.open_instances(ticket):
-        prediction = fleet.predict(ticket, instance, now_s)
+        prediction = predict(ticket, instance, now_s)
         ttft_s, itl_s = prediction.ttft_s, prediction.itl_s
-        if itl_s > instance.tightest_itl_s:
+        if itl_s > most_s or itl_s > instance.tightest_itl_s:
             continue
+        end = (prediction.e2e_s - ttft_s) / (left_s - ttft_s if left_s > ttft_s else 1e-6)
+        gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
+        ends, flows = 1.0 + end * end, 1.0 + gap * gap
+        likely = weight / (ends * flows * (1.0 + first * first))
+        value = likely - TOLL * instance.stake_per_s * prediction.work_s - USD * instance.usd_per_hour
         if late:
-            value = -prediction.e2e_s
-        elif ttft_s > ttft_left_s or itl_s > itl_target_s:
-            continue
-        else:
-            rest_s = prediction.e2e_s - ttft_s
-            ratio = (left_s - ttft_s) / rest_s if rest_s > 1e-6 else 100.0
-            likely = 1.0 / (1.0 + max(ratio, 1e-3) ** -SPREAD)
-            value = likely - USD * instance.usd_per_hour - HOLD_UP * instance.in_flight * ttft_s
+            value += max(weight * IDLE - likely, 0.0) - 1e-5 * prediction.e2e_s
         if value > best_value:
-            best, best_value = instance, value
-    if best is not None:
-        return best
-    return WAIT if late or fleet.savable(ticket, now_s) else LATE
+            best, best_value, best_odds = instance, value, (likely, ends, flows)
+    if best is None:
+        return WAIT if late or fleet.savable(ticket, now_s) else LATE
+    likely, ends, flows = best_odds
+    gaps_s = max(ticket.expected_output_tokens, 4.0) * itl_target_s
+    ticket.stake_per_s = likely * (2.0 * (1.0 - 1.0 / ends) / left_s + 6.0 * (1.0 - 1.0 / flows) / gaps_s)
+    return best
 
 
 def policy(chance: Chance) -> Policy:

@@ -232,10 +232,6 @@ class Load:
         """Expected mean gap with so many more residents and so much context, if prompts keep coming as of late, seconds. After `fresh`."""
         return self.gap_s + self.per_sequence_s * sequences + self.per_context_s * context_k
 
-    def read_s(self, new_k: float) -> float:
-        """Engine time that reading a prompt takes, whoever waits for it, seconds. After `fresh`."""
-        return new_k * (self.per_new_s + self.per_new2_s * new_k)
-
     def idle_ttft_s(self, new_k: float) -> float:
         """The first token of a request that is alone."""
         a, b, c, _ = self._key.step.weights

@@ -52,10 +52,11 @@ class LearningPredictor:
             load.others = (instance.others_in_flight, instance.others_unprefilled_tokens, instance.others_context_tokens)
         if now_s - load.fresh_at_s > FRESH_S:
             load.fresh(now_s)
-        expected_s = load.ttft_s(new_tokens / 1000, now_s)
+        new_k = new_tokens / 1000
+        expected_s = load.ttft_s(new_k, now_s)
         output_tokens = ticket.expected_output_tokens
         itl_s = load.itl_s(request.n, (prompt_tokens + output_tokens * 0.5) * request.n / 1000)
-        work_s = load.read_s(new_tokens / 1000) + output_tokens * (itl_s - load.gap_s)
+        work_s = new_k * (load.per_new_s + load.per_new2_s * new_k) + output_tokens * (itl_s - load.gap_s)
         ttft_s = expected_s * load.cautious_ratio if self.cautious else expected_s
         return Prediction(ttft_s, itl_s, expected_s + (output_tokens - 1.0) * itl_s if output_tokens > 1.0 else expected_s, work_s)
 

@@ -56,13 +56,14 @@ def attained(run: Run) -> float:
 
 
 def test_one_gpu_keeps_its_promises_and_turns_away_early_what_it_cannot_keep() -> None:
-    easy, hard = run_of(described("1xH100"), 1.5, CHAT), run_of(described("1xH100"), 20.0, CHAT)
+    easy, hard = run_of(described("1xH100"), 1.5, CHAT), run_of(described("1xH100"), 40.0, CHAT)
     assert attained(easy) >= 0.95
     refused = [record for record in hard.records if record.refuse_reason is RefuseReason.CANNOT_MEET_SLO]
     assert len(refused) > 0.1 * len(hard.records)
     assert max(record.queue_s for record in refused) == 0.0  # on arrival, not after a wait in vain
     # What is served of too much is served well: not everybody a little late.
-    assert part_ratio([record for record in hard.records if record.result is Result.COMPLETED]) >= 0.6
+    served = [record for record in hard.records if record.result is Result.COMPLETED and record.job.use_case == "chatbot"]
+    assert part_ratio(served) >= 0.8
 
 
 def test_twelve_alike_carry_twelve_times_as_much_and_each_of_them_works() -> None:
@@ -106,7 +107,7 @@ def test_a_remote_api_takes_what_own_gpus_cannot_and_is_not_believed_to_slow_dow
     alone, helped = (run_of(made, 8.0, CHAT, policy=policy) for made in (described("2xL40S:w8"), with_remote("2xL40S:w8")))
     assert attained(helped) >= attained(alone) + 0.2
     there = [record for record in helped.records if record.instance_id == "api/0"]
-    assert len(there) > 100
+    assert len(there) > 50
     assert part_ratio(there) >= 0.95
 
 
