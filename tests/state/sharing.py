@@ -77,8 +77,8 @@ def store_at(server: Server, timeout_s: float = 0.1) -> RedisStore:
 class Counting(RedisStore):
     """A store that counts what is asked of it."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)))
+    def __init__(self, server: Server, timeout_s: float = 0.1) -> None:
+        super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
         self.calls = 0
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
