@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -54,11 +53,11 @@ class Server:
 
     def pause(self) -> None:
         assert self.child is not None
-        os.kill(self.child.pid, signal.SIGSTOP)
+        self.child.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         assert self.child is not None
-        os.kill(self.child.pid, signal.SIGCONT)
+        self.child.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         assert self.child is not None
