@@ -105,6 +105,51 @@ def test_four_that_hammer_take_all_of_the_limit_and_not_one_more(server: Server,
     asyncio.run(run())
 
 
+def test_four_that_hammer_tokens_come_to_the_limit_and_not_beyond(server: Server) -> None:
+    async def run() -> None:
+        limit, cost = 30_000, 150  # a ticket's prompt and expected output
+        workers = four(server, tokens_per_minute=limit)
+        spent = 0
+
+        async def hammer(worker: Worker, chance: Random) -> None:
+            nonlocal spent
+            for _ in range(60):
+                for _ in range(chance.randrange(6)):
+                    if worker.take():
+                        came_to = chance.randrange(cost)
+                        spent += came_to
+                        worker.over(came_to)
+                await worker.shares.look()
+
+        await asyncio.gather(*(hammer(worker, Random(n)) for n, worker in enumerate(workers)))
+        # What each request was charged beyond what it came to is back by now: at most one more would fit for each worker.
+        assert limit - 4 * cost <= spent <= limit
+
+    asyncio.run(run())
+
+
+def test_four_that_hammer_never_have_more_running_than_their_key_may(server: Server) -> None:
+    async def run() -> None:
+        workers = four(server, concurrent=10)
+        most = 0
+
+        async def hammer(worker: Worker, chance: Random) -> None:
+            nonlocal most
+            for _ in range(100):
+                for _ in range(chance.randrange(8)):
+                    worker.take()
+                    most = max(most, taken(*workers))
+                for _ in range(chance.randrange(8)):
+                    if worker.taken:
+                        worker.over()
+                await worker.shares.look()
+
+        await asyncio.gather(*(hammer(worker, Random(n)) for n, worker in enumerate(workers)))
+        assert 9 <= most <= 10
+
+    asyncio.run(run())
+
+
 def taken(*workers: Worker) -> int:
     return sum(len(worker.taken) for worker in workers)
 
