@@ -87,7 +87,8 @@ async def run(gateways: int, seconds: float) -> None:
         else:
             each = engines[name].prompt_tokens // max(engines[name].finished, 1)
             most = most_in_a_minute([(one.sent_at_s, 1 if name == "requests" else each + one.output_tokens) for one in served])
-        print(f"{name:10} limit {limit:6}  most {most:6}  {most / limit - 1.0:+.1%}  served {len(served)} of {len(results[name])}  {other or ''}")
+        told = f"{name:10} limit {limit:6}  most {most:6}  {most / limit - 1.0:+.1%}"
+        print(told, f"served {len(served)} of {len(results[name])}", *other, sep="  ")
 
 
 def main() -> None:

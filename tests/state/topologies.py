@@ -6,27 +6,38 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 
 import pytest
 import redis
 
-from tests.conftest import closed_port, until
+from tests.conftest import until
 
 SLOTS = 16384
 AT_ONCE = ("repl-diskless-sync-delay 0", "repl-diskless-load swapdb", "repl-ping-replica-period 1")  # replicas follow
+
+
+def free_port() -> int:
+    """One that nobody listens on, and that no connection of this machine will take for its own end meanwhile."""
+    while True:
+        port = SystemRandom().randrange(15_000, 32_000)  # below Linux' ephemeral ones
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Node:
     """A server process on a port of 127.0.0.1, `port_is` what. `arguments` are lines of its configuration."""
 
     def __init__(self, binary: str, folder: Path, *arguments: str, port_is: str = "port") -> None:
-        self.port = closed_port()
+        self.port = free_port()
         self.folder = folder / f"node-{self.port}"
         self.folder.mkdir()
         lines = ["port 0", f"{port_is} {self.port}", "bind 127.0.0.1", f"dir {self.folder}", "protected-mode no"]
@@ -49,7 +60,16 @@ class Node:
         return False
 
     def ready(self) -> Node:
-        until(self.answers, 10.0, f"the server to answer: {(self.folder / 'log').read_text()[-2000:]}")
+        """Once it answers. A port that was free and is somebody else's by now is changed for another one."""
+
+        def answers() -> bool:
+            if self.child.poll() is not None:
+                taken, self.port = self.port, free_port()
+                self.file.write_text(self.file.read_text().replace(f"port {taken}", f"port {self.port}"))
+                self.child = self._spawn()
+            return self.answers()
+
+        until(answers, 20.0, f"the server of {self.folder} to answer")
         return self
 
     def pause(self) -> None:
@@ -94,7 +114,7 @@ class Cluster:
 
     def __init__(self, binary: str, folder: Path, key: str) -> None:
         lines = ("cluster-enabled yes", "cluster-node-timeout 500", "cluster-require-full-coverage no", *AT_ONCE)
-        bus = [closed_port() for _ in range(4)]
+        bus = [free_port() for _ in range(4)]
         self.nodes = [Node(binary, folder, *lines, f"cluster-port {port}").ready() for port in bus]
         masters, self.replica = self.nodes[:3], self.nodes[3]
         bounds = [SLOTS * n // 3 for n in range(4)]
