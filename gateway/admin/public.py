@@ -16,6 +16,7 @@ from gateway.admin.answers import HANDLERS, error, in_steps, json_response, show
 from gateway.admin.views import ModelView, Views
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
 
 
@@ -67,8 +68,10 @@ def health_routes(views: Views) -> list[Route]:
             return json_response({"status": "not ready", "reason": reason}, 503, {"retry-after": "1"})
         return json_response({"status": "ready"})
 
-    async def metrics(_: Request) -> Response:
-        return Response(await in_steps(_joined(views.metrics())), media_type=METRICS_TYPE)
+    async def metrics(request: Request) -> Response:
+        openmetrics = _prefers_openmetrics(request.headers.get("accept", ""))
+        body = await in_steps(_joined(views.metrics(openmetrics)))
+        return Response(body, media_type=OPENMETRICS_TYPE if openmetrics else METRICS_TYPE, headers={"vary": "accept"})
 
     return [
         Route("/health", alive),
@@ -84,6 +87,19 @@ def _joined(pieces: Iterator[str]) -> Generator[None, None, bytes]:
         encoded.append(piece.encode())
         yield
     return b"".join(encoded)
+
+
+def _prefers_openmetrics(accept: str) -> bool:
+    """Does an `Accept` header ask for it, and not rather for plain text?"""
+    best: dict[str, float] = {}
+    for one in accept.split(","):
+        media, *parameters = [part.strip() for part in one.lower().split(";")]
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        try:
+            best[media] = max(best.get(media, 0.0), float(quality))
+        except ValueError:
+            continue
+    return best.get("application/openmetrics-text", 0.0) > max(best.get("text/plain", 0.0), 0.0)
 
 
 def _model(name: str, model: ModelView, created: int) -> dict[str, object]:

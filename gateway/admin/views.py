@@ -235,8 +235,8 @@ class Views(Protocol):
         """Why no traffic should be sent here now, "" when it should: draining, or no instance that could serve."""
         ...
 
-    def metrics(self) -> Iterator[str]:
-        """The text of /metrics in pieces, each made in well under a millisecond."""
+    def metrics(self, openmetrics: bool = False) -> Iterator[str]:
+        """The text of /metrics in pieces, each made in well under a millisecond; as OpenMetrics with exemplars."""
         ...
 
     def fleet(self) -> list[InstanceView]: ...

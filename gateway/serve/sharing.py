@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slo_gateway")
 
+START_S = 1.0
+RETRY_S = 0.05
+
 
 def store_of(state: State) -> Store:
     """The store that the configuration names; nothing is connected yet."""
@@ -79,11 +82,13 @@ class Sharing:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Ask for leases, once, and keep asking. Takes as long as the store may take to answer."""
+        """Ask for leases and wallets, for START_S at most, and keep asking. Whoever begins to serve without an answer knows of nobody
+        else, and uses all of every limit: one answer that comes late on a busy machine must not lead there."""
         self.slots.begin()
         self.quotas.begin()
-        await self.slots.renew()
-        await self.quotas.look()
+        until_s = monotonic() + START_S
+        while not (await self.slots.renew() and await self.quotas.look()) and monotonic() < until_s:
+            await asyncio.sleep(RETRY_S)
         with contextlib.suppress(StoreError):
             await self.warm.begin()
         running = (self.slots.run(), self.quotas.run(), self.controller.run(), self.telemetry.run(), self.warm.run(), self.turns.run())
@@ -93,6 +98,7 @@ class Sharing:
         """Give everything back, if the store listens."""
         await ended(self._tasks)
         await self.slots.leave()
+        await self.quotas.leave()
         await self.controller.leave()
         await self.telemetry.leave()
         await self.store.close()

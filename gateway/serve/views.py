@@ -28,6 +28,7 @@ from gateway.core.flow import SloTargets
 from gateway.openai.errors import ApiError
 from gateway.state.history import MISSING_S
 from gateway.telemetry.exposition import render
+from gateway.telemetry.openmetrics import written
 
 if TYPE_CHECKING:
     from gateway.serve.worker import Worker
@@ -76,8 +77,12 @@ class WorkerViews:
             return "no engine answers"
         return ""
 
-    def metrics(self) -> Iterator[str]:
-        return render(self.attainment, self)
+    def metrics(self, openmetrics: bool = False) -> Iterator[str]:
+        text = render(self.attainment, self)
+        if not openmetrics:
+            return text
+        otlp = self._worker.otlp
+        return written(text, otlp.exemplars() if otlp is not None else {})
 
     def fleet(self) -> list[InstanceView]:
         worker = self._worker

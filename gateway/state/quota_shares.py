@@ -1,8 +1,10 @@
 """Quotas that many workers keep together: each spends from a wallet of its own, and several times a second the wallets are filled anew.
 
 A worker tells what it has used of each limit, what its wallet still holds and how much is asked of it; the script (quotas.lua) divides
-what is left between the workers by that demand. What all have used and all wallets hold never adds up to more than a limit. Nothing of it
-is on the request path: there a wallet is a number that is enough or not (quota/measure.py).
+what is left between the workers by that demand. What all have used and all wallets hold never adds up to more than a limit: the script
+lets a wallet grow only. Requests spend from it while a call is under way, and an answer may be lost; so one that is to become smaller
+does so here first, and the next call tells. Nothing of it is on the request path: there a wallet is a number that is enough or not
+(quota/measure.py).
 
 Without an answer for longer than STANDS_S each worker goes on with its equal part of every limit, counting what it has spent itself.
 """
@@ -33,7 +35,7 @@ RESTING_RATIO = 0.001
 """of a limit, taken for the demand of a worker that has none: what nobody asks for is spread evenly"""
 
 SCRIPT = script_text("quotas.lua")
-_grants = msgspec.msgpack.Decoder(list[tuple[int, int]])
+_grants = msgspec.msgpack.Decoder(list[tuple[int, int, int]])
 
 
 class QuotaShares:
@@ -60,6 +62,7 @@ class QuotaShares:
         self._clock = clock
         self._until_s = 0.0
         self._made_ms = 0  # when what we last saw there was made
+        self._calls = 0
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -74,25 +77,43 @@ class QuotaShares:
                 measure.wallet = 0
 
     async def look(self) -> bool:
-        """Tell the others and hear from them. False when there was no answer."""
+        """Tell the others and hear from them; once more when something was given up for them. False when there was no answer."""
         quotas = self._quotas()
         if quotas is None:
             return True
         if not quotas.look_s:  # a reload has brought the first ones
             self.begin()
+        given_up = await self._ask(quotas)
+        if given_up:
+            await self._ask(quotas)
+        return given_up is not None
+
+    async def leave(self) -> None:
+        """Give up what is left in the wallets, and say for the last time what was spent of this minute."""
+        quotas = self._quotas()
+        if quotas is not None and self.lost is False:
+            await self._ask(quotas, leaving=True)
+
+    async def _ask(self, quotas: Quotas, leaving: bool = False) -> int | None:
+        """How much was given up; None when there was no answer."""
         now_s = self._clock()
+        if self.lost is False and now_s >= self._until_s:
+            self.fall_back()  # we were paused: others have taken what we held
         rows = self._rows(quotas, now_s)
-        asked = [self._asks(name, measure, now_s) for name, measure in rows]
+        asked = [self._asks(name, measure, now_s, leaving) for name, measure in rows]
+        before = [_spendable(measure, now_s) for _, measure in rows]
+        self._calls += 1
         try:
-            args = (self._worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked))
+            args = (self._worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
             reply = await self._store.run(SCRIPT, [self._key], args)
         except StoreError as error:
             log.debug("quotas: %s", error)
             if self._clock() >= self._until_s:
                 self.fall_back()
-            return False
-        self._answered(rows, asked, reply, now_s)
-        return True
+            return None
+        self._until_s = now_s + self._stands_s
+        self.lost = False
+        return self._answered(rows, before, reply)
 
     def _rows(self, quotas: Quotas, now_s: float) -> list[tuple[str, Measure]]:
         rows = [(f"{quota_id} {name}", measure) for quota_id, name, measure in quotas.rows()]
@@ -106,23 +127,28 @@ class QuotaShares:
             return used
         return rows
 
-    def _asks(self, name: str, measure: Measure, now_s: float) -> tuple[str, int, int, int, float, int]:
+    def _asks(self, name: str, measure: Measure, now_s: float, leaving: bool) -> tuple[str, int, int, int, float, int]:
         used = measure.used(now_s)
-        if measure.wallet is None:
-            # Our part of the limit, as long as nobody has said otherwise; nothing when we have only just come.
-            measure.wallet = max(int(measure.limit * measure.share) - used, 0) if self.lost else 0
         lasts_s = measure.window.empty_in_s(now_s) if measure.window is not None else 0.0
+        if leaving:
+            return name, 0, used, 0, 0.0, int(lasts_s * 1000.0)
         demand = measure.looked() + max(measure.limit * RESTING_RATIO, 0.01)
-        return name, measure.limit, used, max(measure.wallet, 0), demand, int(lasts_s * 1000.0)
+        return name, measure.limit, used, max(measure.wallet or 0, 0), demand, int(lasts_s * 1000.0)
 
-    def _answered(self, rows: list[tuple[str, Measure]], asked: Sequence[Sequence[Any]], reply: Sequence[Any], asked_at_s: float) -> None:
-        _, self._made_ms, _, self.workers, packed = reply
-        for (_, measure), ask, (wallet, others_used) in zip(rows, asked, _grants.decode(packed), strict=True):
-            spent_since = ask[3] - measure.wallet if measure.wallet is not None and measure.wallet < ask[3] else 0
-            measure.wallet = wallet - spent_since
+    def _answered(self, rows: list[tuple[str, Measure]], before: list[int], reply: Sequence[Any]) -> int:
+        _, self._made_ms, settled, self.workers, packed = reply
+        given_up = 0
+        now_s = self._clock()
+        for (_, measure), had, (granted, others_used, come_down_to) in zip(rows, before, _grants.decode(packed), strict=True):
             measure.others_used = others_used
-        self._until_s = asked_at_s + self._stands_s
-        self.lost = False
+            if measure.wallet is None and not settled:
+                continue  # a server that was emptied does not know what others have left of it: our fixed part still holds
+            # What was spent (or came back) since we asked was spent of what we held then.
+            since = _spendable(measure, now_s) - had
+            wallet = min(granted + since, max(come_down_to + since, 0))
+            given_up += granted + since - wallet
+            measure.wallet = wallet
+        return given_up
 
     def fall_back(self) -> None:
         """Nobody answers: an equal part of every limit, by what this worker has spent itself."""
@@ -130,3 +156,8 @@ class QuotaShares:
         quotas = self._quotas()
         for _, _, measure in quotas.rows() if quotas is not None else ():
             measure.wallet, measure.share = None, 1.0 / self.workers
+
+
+def _spendable(measure: Measure, now_s: float) -> int:
+    """Goes down by what is spent."""
+    return measure.wallet if measure.wallet is not None else -measure.used(now_s)

@@ -1,7 +1,9 @@
 -- Divide what is left of quotas between workers, in one call. Begins with records.lua.
 -- ARGV[4]  msgpack of [[limit's name, limit, used, wallet, demand, ms until nothing of it is used; 0 for what is used while it runs], ...]
 -- A row is name -> [used, wallet, demand, used until ms].
--- Returns  [now ms, made ms, 1 when settled, workers, msgpack of [[wallet, used by others], ...]]
+-- Returns  [now ms, made ms, 1 when settled, workers, msgpack of [[wallet, used by others, wallet to come down to], ...]]
+-- A wallet only grows here. Its worker may be spending from it while this runs, or never hear the answer: what it holds stays its own
+-- until it says itself that it holds less.
 local function sound(row)
   if type(row) ~= 'table' then return false end
   for at = 1, 4 do
@@ -37,10 +39,10 @@ for at, ask in ipairs(cmsgpack.unpack(ARGV[4])) do
   local total, most, rest = demand, true, free
   for _, other in ipairs(demands[name] or {}) do total = total + other; most = most and other <= demand end
   for _, other in ipairs(demands[name] or {}) do rest = rest - math.floor(free * other / total) end
-  local fair = most and rest or math.floor(free * demand / total)
-  local grant = math.max(math.min(fair, free - (wallets[name] or 0)), 0)
-  if not settled then grant = math.min(grant, wallet) end
-  granted[at] = {grant, used[name] or 0}
+  local fair = math.max(most and rest or math.floor(free * demand / total), 0)
+  local grant = wallet
+  if settled then grant = math.max(math.min(fair, free - (wallets[name] or 0)), wallet) else fair = wallet end
+  granted[at] = {grant, used[name] or 0, fair}
   rows[name] = {mine, grant, demand, lasts_ms > 0 and now_ms + lasts_ms or 0}
 end
 if #granted > 0 then keep_mine(rows) end

@@ -1,11 +1,13 @@
 -- What slots.lua and quotas.lua begin with: the records of all workers, in one hash. Atomic, on the server's time.
 -- KEYS[1]  the hash: worker -> record, '' -> '<when it was made, ms> <1 when records of an earlier one may still stand>'
 -- ARGV[1]  the worker; ARGV[2] for how long its record stands, ms; ARGV[3] when the hash it last saw was made, 0 for none
--- A record is msgpack of [expires at ms, {name: row}].
-local key, me, stands_ms, seen_ms = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- ARGV[5]  the number of this call, larger than of any before from this worker
+-- A record is msgpack of [expires at ms, {name: row}, number of the call].
+local key, me, stands_ms, seen_ms, call = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local made_ms, settled
+local overtaken = false -- a server that was paused finds calls that were given up long ago, and later ones: those count
 
 -- Calls look(worker, read, record) for every other worker's. It says whether the rows are sound, and whether to keep them.
 local function each_other(look)
@@ -28,6 +30,9 @@ local function each_other(look)
       end
       if not sound then broken = true end
       if not sound or not keep then redis.call('HDEL', key, worker) end
+    else
+      local ok, mine = pcall(cmsgpack.unpack, record)
+      overtaken = ok and type(mine) == 'table' and type(mine[3]) == 'number' and mine[3] > call
     end
   end
   -- A hash that has replaced another one, or has lost a record, does not know all that others hold: until all of it must have been
@@ -40,7 +45,8 @@ local function each_other(look)
 end
 
 local function keep_mine(rows)
-  redis.call('HSET', key, me, cmsgpack.pack({now_ms + stands_ms, rows}))
+  if overtaken then return end
+  redis.call('HSET', key, me, cmsgpack.pack({now_ms + stands_ms, rows, call}))
   redis.call('PEXPIRE', key, math.max(stands_ms * 100, 120000))
 end
 

@@ -7,7 +7,8 @@ try. All keys of a deployment share a hash tag, so that a Cluster keeps them on 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from hashlib import sha1
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, NoScriptError, RedisError, ResponseError
 
 from gateway.config.state_url import StateAddress, StateKind
 from gateway.state.store import Arg, Health
@@ -60,6 +61,8 @@ class RedisStore:
             "ssl_check_hostname": verify,
         }
         self._sentinel: Sentinel | None = None
+        self._cluster: Callable[[Iterable[tuple[str, int]]], RedisCluster] | None = None
+        self._hosts: tuple[tuple[str, int], ...] = ()
         self._client: Any
         match address.kind:
             case StateKind.SINGLE:
@@ -75,20 +78,28 @@ class RedisStore:
                 self._client = Redis(connection_pool=pool)
             case StateKind.SENTINEL:
                 secure = {"ssl": True, **tls} if address.tls else {}
-                # Sentinels are asked anonymously: they hold addresses only, and their users are not the server's.
+                # Sentinels are asked anonymously: they hold addresses only, and their users are not the server's. One after the other:
+                # each gets its part of the time, so that one that says nothing leaves enough for the next, and for the server.
+                part_s = timeout_s / (len(address.hosts) + 1)
                 asking = {key: value for key, value in options.items() if key not in ("username", "password")}
+                asking |= {"socket_timeout": part_s, "socket_connect_timeout": part_s}
                 self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                     list(address.hosts), sentinel_kwargs={**asking, **secure}, **options, **secure
                 )
                 self._client = self._sentinel.master_for(address.service)
             case StateKind.CLUSTER:
-                self._client = RedisCluster(
-                    startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+                # A node that says nothing leaves time to ask another one who has our keys, and then that one.
+                options |= {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4}
+                secure = {"ssl": True, **tls} if address.tls else {}
+                self._cluster = lambda nodes: RedisCluster(
+                    startup_nodes=[ClusterNode(host, port) for host, port in nodes],
                     require_full_coverage=False,  # one node has all our keys; that another is lost is nothing to us
                     max_connections=CONNECTIONS,
-                    **({"ssl": True, **tls} if address.tls else {}),
+                    **secure,
                     **options,
                 )
+                self._hosts = address.hosts
+                self._client = self._cluster(address.hosts)
 
     async def get(self, key: str) -> bytes | None:
         return await self._ask(lambda: self._get(key))
@@ -156,16 +167,29 @@ class RedisStore:
             return await self._client.execute_command("EVAL", str(script), len(keys), *keys, *args)
 
     async def _ask(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        asked = self._client
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await call()
         except TimeoutError:
+            await self._lost_a_node(asked)
             raise self.health.failed(f"no answer within {self._timeout_s * 1000:.0f} ms") from None
         except (RedisError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             # Not only redis-py's own: an answer that is not Redis at all ends in whatever its parser stumbled over.
+            if not isinstance(error, ResponseError) or isinstance(error, ClusterDownError):
+                await self._lost_a_node(asked)
             raise self.health.failed(_reason(error)) from None
         self.health.answered()
         return answer
+
+    async def _lost_a_node(self, asked: Any) -> None:
+        """Of a Cluster: the next call asks those that are left who has our keys. redis-py would go on asking the one that is lost when
+        it is silent and does not refuse."""
+        if self._cluster is not None and asked is self._client:
+            known = {(node.host, int(node.port)): None for node in asked.get_nodes()}
+            self._client = self._cluster({**known, **dict.fromkeys(self._hosts)})
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await asked.aclose()
 
     async def close(self) -> None:
         """Forget the connections; what is under way there is given up."""

@@ -24,7 +24,7 @@ for at, ask in ipairs(asked) do
   granted[at] = {lease, limit}
   rows[instance] = {math.max(lease, running), word, ask[7]} -- what runs is counted, whatever was allowed
 end
-if #asked > 0 then keep_mine(rows) else redis.call('HDEL', key, me) end
+if #asked > 0 then keep_mine(rows) elseif not overtaken then redis.call('HDEL', key, me) end
 local answer = {now_ms, made_ms, settled and 1 or 0, cmsgpack.pack(granted)}
 for at = 1, #others do answer[4 + at] = others[at] end
 return answer

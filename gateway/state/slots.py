@@ -107,6 +107,7 @@ class Slots:
         self._unanswered = False  # the last time we asked
         self._asked_at_s = -1e9
         self._made_ms = 0  # when what we last saw there was made
+        self._calls = 0
         self._now_ms = 0
         self._records: dict[str, Record] = {}
         self._shares: dict[str, _Share] = {}
@@ -153,7 +154,8 @@ class Slots:
         return True
 
     async def _call(self, asked: list[Any]) -> Any:
-        args = (self.worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked))
+        self._calls += 1
+        args = (self.worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
         try:
             return await self._store.run(SCRIPT, [self._key], args)
         except StoreError as error:

@@ -22,7 +22,7 @@ def render(attainment: Attainment, sources: Sources) -> Iterator[str]:
     a caller's words, so their number is bounded."""
     totals: list[tuple[CellKey, str, Tally]] = []
     for cell in list(attainment.cells.values()):
-        totals.append((cell.key, _labels(CellKey._fields, cell.key), cell.total()))
+        totals.append((cell.key, labels_of(CellKey._fields, cell.key), cell.total()))
         yield ""
     by_operation: dict[str, list[Tally]] = {}
     for key, _, tally in totals:
@@ -45,7 +45,7 @@ def render(attainment: Attainment, sources: Sources) -> Iterator[str]:
                     yield _histogram(metric.name, labels, merged, metric.edges_s)
             case Reading():
                 samples = metric.of(sources, (key for key, _, _ in totals))
-                yield "".join(f"{metric.name}{_braced(_labels(metric.labels, values))} {figure:.15g}\n" for values, figure in samples)
+                yield "".join(f"{metric.name}{_braced(labels_of(metric.labels, values))} {figure:.15g}\n" for values, figure in samples)
 
 
 def _counter(metric: CellCounter, labels: str, tally: Tally) -> str:
@@ -70,10 +70,11 @@ def _histogram(name: str, labels: str, histogram: Histogram, edges_s: tuple[floa
 
 def _gen_ai_labels(key: CellKey) -> str:
     names = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
-    return _labels(names, (OPERATIONS[Endpoint(key.endpoint)], PROVIDER, key.model))
+    return labels_of(names, (OPERATIONS[Endpoint(key.endpoint)], PROVIDER, key.model))
 
 
-def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+def labels_of(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """As they stand between a sample's braces."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.tally import Tally
+from gateway.telemetry.exemplars import ByHistogram
 from gateway.telemetry.instruments import METRICS, Reading
 from gateway.telemetry.points import Snapshot, in_parts, readable, resource, scope, sdk_metrics
 from gateway.telemetry.sources import Sources
@@ -114,6 +115,10 @@ class Otlp:
 
     # ---- in the loop
 
+    def exemplars(self) -> ByHistogram:
+        """Requests whose spans a collector was, or will be, told of."""
+        return self._spans.exemplars.by_histogram() if self._spans is not None else {}
+
     async def _copy_regularly(self) -> None:
         while True:
             await asyncio.sleep(self.settings.metrics_every_s)
@@ -142,7 +147,7 @@ class Otlp:
             if isinstance(metric, Reading):
                 readings[metric.name] = list(metric.of(self._sources, (key for key, _ in cells)))
                 yield None
-        yield Snapshot(time.time(), cells, readings)
+        yield Snapshot(time.time(), cells, readings, self.exemplars())
 
     def _hand_over(self, snapshot: Snapshot | None) -> None:
         # One that was not taken yet is replaced: counts are cumulative, the newer tells all that the older would have.

@@ -5,7 +5,7 @@ OpenTelemetry is imported inside the functions: whoever calls them has asked for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +14,7 @@ from gateway.core.flow import Endpoint
 from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import Histogram
 from gateway.measure.tally import Tally
+from gateway.telemetry.exemplars import ByHistogram, Exemplar, by_bucket
 from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Metric, Reading
 from gateway.telemetry.spans import SAMPLED, Span
 
@@ -35,6 +36,7 @@ class Snapshot:
     at_unix_s: float
     cells: list[tuple[CellKey, Tally]]
     readings: dict[str, list[tuple[tuple[str, ...], float]]]
+    exemplars: ByHistogram
 
 
 def resource() -> Resource:
@@ -100,8 +102,13 @@ def sdk_metrics(snapshot: Snapshot, started_unix_s: float) -> Iterator[SdkMetric
                 ]
                 data = Sum(counts, cumulative, is_monotonic=True)
             case CellHistogram():
-                found = ((key._asdict(), metric.of(tally)) for key, tally in snapshot.cells)
-                data = SdkHistogram([_point(labels, h, h.edges.values_s, start_ns, at_ns) for labels, h in found if h], cumulative)
+                found = ((key, metric.of(tally)) for key, tally in snapshot.cells)
+                points = [
+                    _point(key._asdict(), h, h.edges.values_s, start_ns, at_ns, snapshot.exemplars.get((metric.name, key), ()))
+                    for key, h in found
+                    if h
+                ]
+                data = SdkHistogram(points, cumulative)
             case GenAiHistogram():
                 merged = _by_operation(metric, snapshot.cells)
                 data = SdkHistogram([_point(labels, h, metric.edges_s, start_ns, at_ns) for labels, h in merged if h], cumulative)
@@ -127,14 +134,23 @@ def _by_operation(metric: GenAiHistogram, cells: list[tuple[CellKey, Tally]]) ->
     return [(dict(zip(names, (operation, PROVIDER, model), strict=True)), h) for (operation, model), h in merged.items()]
 
 
-def _point(labels: Mapping[str, str], histogram: Histogram, edges_s: tuple[float, ...], start_ns: int, at_ns: int) -> HistogramDataPoint:
+def _point(
+    labels: Mapping[str, str],
+    histogram: Histogram,
+    edges_s: tuple[float, ...],
+    start_ns: int,
+    at_ns: int,
+    exemplars: Sequence[Exemplar] = (),
+) -> HistogramDataPoint:
+    from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
     from opentelemetry.sdk.metrics.export import HistogramDataPoint
 
     every = dict(zip(histogram.edges.values_s, histogram.cumulative(), strict=True))
     reached = [every[edge] for edge in edges_s]
     count = histogram.count
     buckets = [upper - lower for lower, upper in zip([0, *reached], [*reached, count], strict=True)]
-    return HistogramDataPoint(dict(labels), start_ns, at_ns, count, histogram.sum_s, buckets, edges_s, _UNKNOWN, _UNKNOWN)
+    shown = [SdkExemplar({}, one.value_s, _ns(one.at_unix_s), one.span_id, one.trace_id) for one in by_bucket(exemplars, edges_s).values()]
+    return HistogramDataPoint(dict(labels), start_ns, at_ns, count, histogram.sum_s, buckets, edges_s, _UNKNOWN, _UNKNOWN, shown)
 
 
 def in_parts(metrics: Iterator[SdkMetric]) -> Iterator[tuple[list[SdkMetric], int]]:

@@ -16,6 +16,7 @@ from random import Random
 
 from gateway.core.flow import Outcome, Placement, Result, Ticket
 from gateway.measure.attainment import judge
+from gateway.telemetry.exemplars import Exemplars
 from gateway.telemetry.instruments import OPERATIONS, PROVIDER
 
 MAX_WAITING = 2048  # spans, some 2 MB; what OTel's batch processor keeps by default
@@ -73,6 +74,7 @@ class Spans:
     ) -> None:
         self.sample_ratio = sample_ratio
         self.waiting: deque[Span] = deque()
+        self.exemplars = Exemplars()
         self.dropped = 0
         self._epoch_unix_s = unix_s() - now_s()
         self._traceparent_of = traceparent_of
@@ -91,7 +93,9 @@ class Spans:
         if len(self.waiting) >= MAX_WAITING:
             self.dropped += 1
             return
-        self.waiting.append(self._span(subject, ticket, outcome, parent, now_s, verdict.attained if verdict.offered else None))
+        span = self._span(subject, ticket, outcome, parent, now_s, verdict.attained if verdict.offered else None)
+        self.waiting.append(span)
+        self.exemplars.note(subject, outcome, span.trace_id, span.span_id, span.end_unix_s)
 
     def onward(self, traceparent: bytes, request_id: str) -> bytes:
         """The `traceparent` for the engine: with our span as the parent when that will surely be told, else the caller's own."""

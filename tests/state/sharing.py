@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -54,11 +53,11 @@ class Server:
 
     def pause(self) -> None:
         assert self.child is not None
-        os.kill(self.child.pid, signal.SIGSTOP)
+        self.child.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         assert self.child is not None
-        os.kill(self.child.pid, signal.SIGCONT)
+        self.child.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         assert self.child is not None
@@ -77,8 +76,8 @@ def store_at(server: Server, timeout_s: float = 0.1) -> RedisStore:
 class Counting(RedisStore):
     """A store that counts what is asked of it."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)))
+    def __init__(self, server: Server, timeout_s: float = 0.1) -> None:
+        super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
         self.calls = 0
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -13,19 +14,36 @@ import pytest
 from gateway.core.flow import Outcome, Result
 from gateway.openai.errors import ApiError
 from gateway.quota.quotas import Quotas, Reserved
-from gateway.state.quota_shares import QuotaShares
+from gateway.state.quota_shares import SCRIPT, QuotaShares
+from gateway.state.store import Arg
 from tests.quota.test_quotas import settings, ticket
 from tests.state.sharing import STANDS_S, Counting, Server
 
 KEY = "{slo-gateway}:quotas"
 
 
+class Slow(Counting):
+    """A store whose answers may come late, or never."""
+
+    meanwhile: Callable[[], object] | None = None  # happens after the server has answered and before we hear of it
+    deaf = False
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        answer = await super().run(script, keys, args)
+        if self.meanwhile is not None:
+            self.meanwhile()
+        if self.deaf:
+            raise self.health.failed("no answer in time")
+        return answer
+
+
 class Worker:
     """A worker's quotas and its share of them."""
 
-    def __init__(self, server: Server, name: str, quota: dict[str, Any], **more: Any) -> None:
+    def __init__(self, server: Server, name: str, quota: dict[str, Any], stands_s: float = 30.0, timeout_s: float = 2.0) -> None:
         self.quotas = Quotas(settings(quota), time.monotonic)
-        self.shares = QuotaShares(lambda: self.quotas, Counting(server), KEY, name, stands_s=STANDS_S, **more)
+        self.store = Slow(server, timeout_s)
+        self.shares = QuotaShares(lambda: self.quotas, self.store, KEY, name, stands_s=stands_s)
         self.shares.begin()
         self.taken: list[Reserved] = []
         self.refused = 0
@@ -53,8 +71,8 @@ async def look(*workers: Worker, times: int = 1) -> None:
             await worker.shares.look()
 
 
-def four(server: Server, **quota: Any) -> list[Worker]:
-    return [Worker(server, name, quota) for name in "abcd"]
+def four(server: Server, stands_s: float = 30.0, timeout_s: float = 2.0, **quota: Any) -> list[Worker]:
+    return [Worker(server, name, quota, stands_s, timeout_s) for name in "abcd"]
 
 
 def test_a_worker_alone_may_spend_all_of_it(server: Server) -> None:
@@ -83,6 +101,136 @@ def test_four_that_hammer_take_all_of_the_limit_and_not_one_more(server: Server,
 
         await asyncio.gather(*(hammer(worker, Random(n)) for n, worker in enumerate(workers)))
         assert sum(len(worker.taken) for worker in workers) == limit
+
+    asyncio.run(run())
+
+
+def test_four_that_hammer_tokens_come_to_the_limit_and_not_beyond(server: Server) -> None:
+    async def run() -> None:
+        limit, cost = 30_000, 150  # a ticket's prompt and expected output
+        workers = four(server, tokens_per_minute=limit)
+        spent = 0
+
+        async def hammer(worker: Worker, chance: Random) -> None:
+            nonlocal spent
+            for _ in range(60):
+                for _ in range(chance.randrange(6)):
+                    if worker.take():
+                        came_to = chance.randrange(cost)
+                        spent += came_to
+                        worker.over(came_to)
+                await worker.shares.look()
+
+        await asyncio.gather(*(hammer(worker, Random(n)) for n, worker in enumerate(workers)))
+        # What each request was charged beyond what it came to is back by now: at most one more would fit for each worker.
+        assert limit - 4 * cost <= spent <= limit
+
+    asyncio.run(run())
+
+
+def test_four_that_hammer_never_have_more_running_than_their_key_may(server: Server) -> None:
+    async def run() -> None:
+        workers = four(server, concurrent=10)
+        most = 0
+
+        async def hammer(worker: Worker, chance: Random) -> None:
+            nonlocal most
+            for _ in range(100):
+                for _ in range(chance.randrange(8)):
+                    worker.take()
+                    most = max(most, taken(*workers))
+                for _ in range(chance.randrange(8)):
+                    if worker.taken:
+                        worker.over()
+                await worker.shares.look()
+
+        await asyncio.gather(*(hammer(worker, Random(n)) for n, worker in enumerate(workers)))
+        assert 7 <= most <= 10
+
+    asyncio.run(run())
+
+
+def taken(*workers: Worker) -> int:
+    return sum(len(worker.taken) for worker in workers)
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["late", "lost"])
+def test_what_is_spent_while_an_answer_is_under_way_counts(server: Server, deaf: bool) -> None:
+    async def run() -> None:
+        first, second = (Worker(server, name, {"requests_per_minute": 100}) for name in "ab")
+        await look(first, second, first, second)
+
+        def spend() -> None:
+            while first.take():
+                pass
+
+        for _ in range(100):  # all that is asked for is asked of the second: the first one's wallet is to become small
+            second.take()
+        first.store.meanwhile, first.store.deaf = spend, deaf
+        await look(second, first)
+        first.store.meanwhile, first.store.deaf = None, False
+        for _ in range(20):
+            for worker in (second, first):
+                worker.take()
+                await look(worker)
+        assert taken(first, second) == 100
+
+    asyncio.run(run())
+
+
+def test_a_call_that_was_given_up_changes_nothing_when_the_server_finds_it_after_a_later_one(server: Server) -> None:
+    async def run() -> None:
+        worker = Worker(server, "a", {"requests_per_minute": 10})
+        given_up: list[Sequence[Arg]] = []
+        record = functools.partial(server.client().hget, KEY, "a")
+        run_now = worker.store.run
+
+        async def later(script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+            given_up.append(args)
+            raise worker.store.health.failed("no answer in time")
+
+        await look(worker)
+        worker.store.run = later  # type: ignore[method-assign]
+        await look(worker)
+        worker.store.run = run_now  # type: ignore[method-assign]
+        assert all(worker.take() for _ in range(10))
+        await look(worker)
+        latest = record()
+        await worker.store.run(SCRIPT, [KEY], given_up[0])
+        assert record() == latest
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_leaves_says_what_it_has_spent_and_gives_up_the_rest(server: Server) -> None:
+    async def run() -> None:
+        leaving, left = (Worker(server, name, {"requests_per_minute": 20}) for name in "ab")
+        await look(leaving, left, leaving, left)
+        for _ in range(4):
+            assert leaving.take()
+        await leaving.shares.leave()
+        for _ in range(20):
+            left.take()
+            await look(left)
+        assert taken(left) == 16
+
+    asyncio.run(run())
+
+
+def test_who_could_not_ask_claims_nothing_when_it_can(server: Server) -> None:
+    async def run() -> None:
+        there, cut_off = (Worker(server, name, {"requests_per_minute": 20}) for name in "ab")
+        await look(there)
+        cut_off.store.deaf = True
+        await look(cut_off)  # its first answer: nothing stands yet
+        assert cut_off.shares.lost
+        assert cut_off.take()  # it knows of nobody else
+        while there.take():
+            pass
+        await look(there)
+        cut_off.store.deaf = False
+        await look(cut_off)
+        assert not cut_off.take()
 
     asyncio.run(run())
 
@@ -159,7 +307,7 @@ def test_tokens_that_came_to_more_are_everybodys_loss(server: Server) -> None:
 
 def test_a_killed_workers_wallet_is_back_and_what_it_spent_is_not(server: Server) -> None:
     async def run() -> None:
-        killed, left = (Worker(server, name, {"requests_per_minute": 20, "concurrent": 20}) for name in "ab")
+        killed, left = (Worker(server, name, {"requests_per_minute": 20, "concurrent": 20}, STANDS_S) for name in "ab")
         await look(killed, left, times=3)
         for _ in range(6):
             assert killed.take()
@@ -187,27 +335,29 @@ def test_a_killed_workers_wallet_is_back_and_what_it_spent_is_not(server: Server
 )
 def test_whatever_becomes_of_the_key_the_limit_holds(server: Server, harm: Callable[[Any], Any]) -> None:
     async def run() -> None:
-        workers = four(server, requests_per_minute=100)
+        workers = four(server, 1.5, requests_per_minute=100)
         await look(*workers, times=3)
         for worker in workers:
             for _ in range(15):
                 worker.take()
         await look(*workers)
         harm(server.client())
-        end_s = time.monotonic() + STANDS_S * 2
-        while time.monotonic() < end_s:
+        end_s, rounds = time.monotonic() + 10.0, 0
+        while rounds < 10 and time.monotonic() < end_s:
+            rounds += taken(*workers) >= 100
             for worker in reversed(workers):
                 worker.take()
                 worker.take()
                 await look(worker)
-        assert sum(len(worker.taken) for worker in workers) == 100
+            await asyncio.sleep(0.01)
+        assert taken(*workers) == 100
 
     asyncio.run(run())
 
 
 def test_when_nobody_answers_each_goes_on_with_its_part(server: Server) -> None:
     async def run() -> None:
-        workers = four(server, requests_per_minute=40)
+        workers = four(server, STANDS_S, 0.1, requests_per_minute=40)
         await look(*workers, times=3)
         server.pause()
         end_s = time.monotonic() + 5.0
