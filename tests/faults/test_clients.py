@@ -7,8 +7,10 @@ import json
 import random
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -360,6 +362,50 @@ def test_a_reload_is_not_noticed_by_streams_and_a_bad_file_is_refused(place: Pla
     assert body.count(b"word") == 60
     assert body.endswith(b"[DONE]\n\n")
     assert [i["instance_id"].split("/")[1] for i in gateway.fleet()] == [new.url.removeprefix("http://")]
+
+
+def test_pools_come_and_go_under_load_and_no_request_fails(place: Place, scripted: Scripted) -> None:
+    """Eighteen reloads, each with other instances and every third one of a bad file, while requests and streams run."""
+
+    async def stream_or_not(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, words: int = 5) -> None:
+        writer.write(STREAM_HEAD)
+        for _ in range(words):
+            writer.write(chunked(event("word")))
+            await writer.drain()
+            await asyncio.sleep(0.004)
+        writer.write(chunked(DONE) + b"0\r\n\r\n")
+        await writer.drain()
+
+    engines = [scripted(stream_or_not) for _ in range(3)]
+    gateway = place.before(engines[0].url)
+    file = place.folder / "gateway-0.yaml"
+    config = json.loads(file.read_text())
+    ended = threading.Event()
+
+    def stream_on() -> list[tuple[int, int]]:
+        told = []
+        with httpx.Client(timeout=10.0) as client:
+            while not ended.is_set():
+                answer = client.post(f"{gateway.url}{PATH}", json=chat(stream=True), headers={"x-slo-class": "batch"})
+                told.append((answer.status_code, answer.content.count(b"word")))
+        return told
+
+    with ThreadPoolExecutor(6) as pool:
+        streams = [pool.submit(stream_on) for _ in range(6)]
+        for number in range(18):
+            if number % 3 == 2:
+                file.write_text('{"models": ')
+            else:
+                config["pools"]["premium"]["instances"] = [engine.url for at, engine in enumerate(engines) if (number + at) % 3]
+                file.write_text(json.dumps(config))
+            answer = httpx.post(f"{gateway.admin}/admin/reload")
+            assert answer.status_code == (422 if number % 3 == 2 else 200)
+        ended.set()
+        told = [one for stream in streams for one in stream.result()]
+    assert len(told) > 20
+    assert set(told) == {(200, 5)}
+    assert all(engine.requests for engine in engines)
+    until(lambda: gateway.in_flight() == 0)
 
 
 def test_a_changed_file_and_a_hangup_are_taken_over(place: Place, scripted: Scripted) -> None:
