@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -60,3 +61,5 @@ def main() -> None:
     Run it:           slo-gateway serve --model M --pool premium:H100=http://a:8000
     With a file:      slo-gateway check config/gateway.yaml && slo-gateway serve config/gateway.yaml
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False

@@ -48,7 +48,7 @@ def command(
     from gateway.config.oneline import loaded_from_args
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    for quiet in ("httpx", "httpcore", "asyncio"):
+    for quiet in ("httpx", "httpcore", "asyncio", "uvicorn.error"):  # the last says everything twice: there are two ports
         logging.getLogger(quiet).setLevel(logging.WARNING)
     log = logging.getLogger("slo_gateway")
     if file is not None and (model or pools):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.config.build import catalog_with
 from gateway.config.catalog import Catalog
 from gateway.config.document import Document, DocumentError, Place, plain_yaml, read
-from gateway.config.settings import Settings
+from gateway.config.settings import Settings, State, Upstream
 from gateway.config.shipped import policy_names, shipped
 
 FORBIDDEN_HOSTS = ("metadata.google.internal", "169.254.169.254", "fd00:ec2::254", "100.100.100.200")
@@ -206,8 +206,7 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
             addresses[url, pool.model] = name
         if pool.limit.min > pool.limit.max:
             wrong.append((("pools", name, "limit", "max"), "a limit's max is not below its min", "", []))
-        if bool(pool.upstream.cert_file) != bool(pool.upstream.key_file):
-            wrong.append((("pools", name, "upstream"), "cert_file and key_file go together", "", []))
+        wrong += [(("pools", name, "upstream", *path), problem, "", []) for path, problem in _certificate_problems(pool.upstream)]
     ids: set[str] = set()
     for index, key in enumerate(settings.keys):
         if (key.sha256 is None) == (key.key is None):
@@ -221,6 +220,7 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
         expect(key.experience_class, catalog.classes, "an experience class", "keys", index, "experience_class")
         for name in key.quota.classes if key.quota is not None else ():
             expect(name, catalog.classes, "an experience class", "keys", index, "quota", "classes", name)
+    wrong += [(("state", *path), problem, "", []) for path, problem in _certificate_problems(settings.state)]
     expect(settings.classify.fallback, catalog.use_cases, "a use case", "classify", "fallback")
     for name in settings.classes:
         expect(name, catalog.classes, "an experience class", "classes", name)
@@ -254,6 +254,31 @@ def _address_problem(url: str, settings: Settings) -> str:
     if (host in FORBIDDEN_HOSTS or host.startswith(("169.254.", "fe80:"))) and host not in settings.allow_addresses:
         return f"{host} is a link-local or metadata address; list it in allow_addresses if it is meant"
     return ""
+
+
+def _certificate_problems(section: Upstream | State) -> list[tuple[tuple[str, ...], str]]:
+    """Certificates that cannot be used are found here, and not when the first connection is made with them."""
+    ca, cert, key = section.ca_file, section.cert_file, section.key_file
+    if bool(cert) != bool(key):
+        return [((), "cert_file and key_file go together")]
+    if not ca and not cert:
+        return []
+    files = (("ca_file", ca), ("cert_file", cert), ("key_file", key))
+    missing: list[tuple[tuple[str, ...], str]] = [((name,), "no such file") for name, file in files if file and not Path(file).is_file()]
+    if missing:
+        return missing
+    import ssl  # only where there are certificates
+
+    try:
+        ssl.create_default_context(cafile=ca or None)
+    except OSError:
+        return [(("ca_file",), "no certificate of an authority is in it")]
+    try:
+        if cert:
+            ssl.create_default_context().load_cert_chain(cert, key, password="")
+    except OSError:
+        return [(("cert_file",), "it and key_file are not a certificate and its key, in PEM and without a password")]
+    return []
 
 
 def dotted(path: tuple[str | int, ...]) -> str:

@@ -1,7 +1,8 @@
 """Is an engine there, and does it answer? Probes every second, and what requests experienced in between.
 
 Says `up` or `down`; what follows from it is the core's business. An instance that fails requests is left out for 5 s, then twice as long
-each time, a minute at most, but never the last one of its model: one that may be broken is better than none.
+each time, a minute at most, but never the last one of its model: one that may be broken is better than none. Nor for errors that the
+others of its model answer just as often: then it is the requests.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Health:
         if state is None or after is None:
             return
         state.failures += 1
-        if state.up and state.failures >= after and self._others_up(state):
+        if state.up and state.failures >= after and self._others_do_better(state, reason):
             now_s = monotonic()
             state.ejected_until_s = now_s + min(EJECT_S * 2**state.ejections, EJECT_MAX_S)
             state.ejections = min(state.ejections + 1, 4)
@@ -89,8 +90,12 @@ class Health:
         state = self.states.get(instance_id)
         return max(state.ejected_until_s - monotonic(), 0.0) if state is not None and not state.up else 0.0
 
-    def _others_up(self, state: State) -> bool:
-        return any(o.up and o.spec.model == state.spec.model for o in self.states.values() if o is not state)
+    def _others_do_better(self, state: State, reason: FailReason) -> bool:
+        others = [o for o in self.states.values() if o.up and o.spec.model == state.spec.model and o is not state]
+        if reason is FailReason.ENGINE_ERROR:
+            # Some requests break whatever engine they are sent to. Where others fail as often in a row, to leave one out helps nobody.
+            return any(2 * o.failures < state.failures for o in others)
+        return bool(others)
 
     def _set(self, state: State, up: bool, reason: str) -> None:
         state.reason = reason

@@ -49,6 +49,7 @@ class Kind(StrEnum):
     WRONG_KEY = "invalid_api_key"
     MODEL_NOT_FOUND = "model_not_found"
     TOO_LONG = "context_length_exceeded"
+    ENGINE_REFUSED = "engine_refused"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
@@ -86,6 +87,7 @@ ROWS: dict[Kind, Row] = {
     Kind.WRONG_KEY: Row(401, "authentication_error", "The API key is not valid here."),
     Kind.MODEL_NOT_FOUND: Row(404, INVALID, "The model does not exist here; GET /v1/models lists those that do."),
     Kind.TOO_LONG: Row(400, INVALID, "The prompt is longer than the model takes."),
+    Kind.ENGINE_REFUSED: Row(400, INVALID, "The engine refused the request."),
     Kind.NOT_FOUND: Row(404, INVALID, "There is nothing at this path."),
     Kind.METHOD_NOT_ALLOWED: Row(405, INVALID, "This path does not take that method."),
     Kind.REQUEST_TIMEOUT: Row(408, INVALID, "The request did not arrive in time."),
@@ -232,14 +234,14 @@ def from_engine(status: int, body: bytes) -> ApiError:
     if status in (401, 403, 407) or not 400 <= status < 500:
         return ApiError(Kind.ENGINE_TIMEOUT if status == 504 else Kind.ENGINE_ERROR)
     message, param, code = said
-    message = message or "The engine refused the request."
+    message = message or ROWS[Kind.ENGINE_REFUSED].message
     lowered = message.lower()
     if status == 404 or (status == 400 and "server is pinned to" in lowered):
         # The model is one of ours: it is this engine that has lost it, or knows nothing of this endpoint. Few say which.
         return ApiError(Kind.MODEL_NOT_FOUND, "The engine of this model does not serve it, or not at this endpoint.", param="model")
     if param == "input_tokens" or "maximum context length" in lowered:
         return ApiError(Kind.TOO_LONG, message, param="messages")
-    return ApiError(code or "engine_refused", message, param=param, status=status, type=_TYPES_OF_STATUS.get(status, INVALID))
+    return ApiError(code or Kind.ENGINE_REFUSED, message, param=param, status=status, type=_TYPES_OF_STATUS.get(status, INVALID))
 
 
 def from_event(error: Any) -> ApiError:

@@ -147,8 +147,7 @@ async def _drain(worker: Worker, views: WorkerViews, server: uvicorn.Server, now
     views.draining = True
     front = worker.front
     busy = [c for c in front.connections if c.busy]
-    if busy:
-        log.info("draining: %d requests are running", len(busy))
+    log.info("stopping: %d requests are running", len(busy))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(now.wait(), timeouts.drain_grace_s)
     for listener in server.servers:

@@ -209,7 +209,9 @@ class WorkerViews:
         try:
             loaded = worker.reader()
         except ConfigError as error:
+            worker.reload_refused = True
             return ReloadView(ok=False, problems=tuple(str(finding) for finding in error.findings))
+        worker.reload_refused = False
         return ReloadView(ok=True, changed=tuple(worker.change(loaded)))
 
     def drain(self, instance_id: str, draining: bool) -> bool:
@@ -223,6 +225,9 @@ class WorkerViews:
 
     def connections(self) -> int:
         return len(self._worker.front.connections)
+
+    def reload_refused(self) -> bool:
+        return self._worker.reload_refused
 
     def limit_hits(self) -> Mapping[str, int]:
         return self._worker.front.hits

@@ -54,6 +54,7 @@ class Worker:
         settings, catalog = loaded.settings, loaded.catalog
         self.loaded = loaded
         self.reader = reload
+        self.reload_refused = False  # what it read last was wrong
         self.started_unix_s = time.time()
         loop = self.loop = asyncio.get_running_loop()
         specs = self.specs = instance_specs(settings, catalog)

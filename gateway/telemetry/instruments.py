@@ -320,6 +320,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     # The process itself.
     Reading("slo_gateway_ready", "1 when traffic should be sent here.", (), lambda sources, _: [((), not sources.not_ready())]),
+    Reading(
+        "slo_gateway_config_last_reload_successful",
+        "0 when the configuration's file was refused the last time it was read, and an older one is in force.",
+        (),
+        lambda sources, _: [((), not sources.reload_refused())],
+    ),
     Reading("slo_gateway_connections", "Open client connections.", (), lambda sources, _: [((), sources.connections())]),
     Reading(
         "slo_gateway_limit_hits_total",

@@ -125,6 +125,10 @@ class Sources(Protocol):
         """Open client connections."""
         ...
 
+    def reload_refused(self) -> bool:
+        """Was the configuration's file wrong when it was read the last time?"""
+        ...
+
     def limit_hits(self) -> Mapping[str, int]:
         """How often each limit of the configuration turned a client away, by its key (`header_bytes`, `connections_per_ip`, ...)."""
         ...

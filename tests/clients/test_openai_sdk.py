@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from itertools import pairwise
 
 import httpx
 import openai
@@ -115,6 +118,91 @@ def test_the_async_client_streams_many_at_once(gateway: Process) -> None:
             return await asyncio.gather(*(one(client, number) for number in range(20)))
 
     assert asyncio.run(all_of_them()) == [10] * 20
+
+
+def test_the_async_client_is_answered_at_every_endpoint_and_with_typed_errors(gateway: Process) -> None:
+    async def everything() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0) as client:
+            assert [model.id async for model in client.models.list()] == [MODEL, "copilot"]
+            tools = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+            whole = await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=6, n=2)
+            called = await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4, tools=tools, tool_choice="required")
+            done = await client.completions.create(model=MODEL, prompt="def f(", max_tokens=4)
+            said = await client.responses.create(model=MODEL, input="hello", max_output_tokens=4)
+            embedded = await client.embeddings.create(model=MODEL, input=["a", "b"])
+            assert [bool(choice.message.content) for choice in whole.choices] == [True, True]
+            assert called.choices[0].message.tool_calls[0].function.name == "look_up"
+            assert done.choices[0].text
+            assert said.output_text
+            assert len(embedded.data) == 2
+            with pytest.raises(openai.NotFoundError):
+                await client.chat.completions.create(model="nobody", messages=MESSAGES)
+            with pytest.raises(openai.BadRequestError):
+                await client.chat.completions.create(model=MODEL, messages=MESSAGES, n=0)
+
+    asyncio.run(everything())
+
+
+def test_a_task_that_is_cancelled_in_mid_stream_frees_its_slot(gateway: Process) -> None:
+    async def begin_and_cancel() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0) as client:
+            begun = asyncio.Event()
+
+            async def read() -> None:
+                async for _ in await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=3000, stream=True):
+                    begun.set()
+
+            task = asyncio.create_task(read())
+            await begun.wait()
+            assert gateway.in_flight() == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(until, lambda: gateway.in_flight() == 0, 2.0, "the slot to be free")
+
+    asyncio.run(begin_and_cancel())
+
+
+def test_completions_and_tool_calls_are_streamed(client: openai.OpenAI) -> None:
+    texts = [chunk.choices[0].text for chunk in client.completions.create(model=MODEL, prompt="def f(", max_tokens=5, stream=True)]
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+    two = list(client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5, n=2, stream=True))
+    with client.chat.completions.stream(model=MODEL, messages=MESSAGES, max_tokens=5, tools=tools, tool_choice="required") as stream:
+        last = stream.get_final_completion()
+    assert len([text for text in texts if text]) == 5
+    assert {choice.index for chunk in two for choice in chunk.choices} == {0, 1}
+    assert last.choices[0].message.tool_calls[0].function.name == "look_up"
+
+
+def test_the_client_comes_back_when_it_was_told_to_and_is_served(place: Place) -> None:
+    """By its own retries: they wait as long as the refusal says."""
+    engine = place.engine()
+    pool = {"tier": "premium", "gpu": "H100", "model": MODEL, "instances": [engine.url]}
+    keys = [{"id": "one", "key": "${TEST_KEY}", "quota": {"concurrent": 1}}]
+    gateway = place.gateway(place.config({"premium": pool}, keys=keys), env={"TEST_KEY": "gw-one"})
+    seen: list[tuple[float, float, int, float]] = []  # asked at, answered at, status, seconds to wait
+
+    def note(answer: httpx.Response) -> None:
+        asked_at_s = answer.request.extensions["asked_at_s"]
+        seen.append((asked_at_s, time.monotonic(), answer.status_code, float(answer.headers.get("retry-after-ms", 0)) / 1000.0))
+
+    hooks = {"request": [lambda request: request.extensions.update(asked_at_s=time.monotonic())], "response": [note]}
+    holder = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=0)
+    client = openai.OpenAI(
+        base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=5, http_client=httpx.Client(event_hooks=hooks, timeout=20.0)
+    )
+    stream = holder.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=60, stream=True)
+    next(iter(stream))
+    reading = threading.Thread(target=list, args=(stream,))
+    reading.start()
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=2)
+    reading.join(20.0)
+    assert answer.choices[0].message.content
+    assert [status for _, _, status, _ in seen[:-1]] == [429] * (len(seen) - 1) != []
+    assert seen[-1][2] == 200
+    for (_, answered_at_s, _, wait_s), (asked_at_s, *_) in pairwise(seen):
+        assert wait_s > 0.0
+        assert asked_at_s - answered_at_s >= wait_s * 0.99
 
 
 def test_keys_are_asked_for_and_classes_held_to_them(place: Place) -> None:

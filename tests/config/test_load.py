@@ -176,3 +176,19 @@ def test_sizes_are_written_as_they_are_read(size: int) -> None:
 def test_a_duration_without_its_unit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "says"),
+    [
+        ("ca_file: nowhere.pem", "pools.fast.upstream.ca_file: no such file"),
+        ("ca_file: FOLDER/junk.pem", "pools.fast.upstream.ca_file: no certificate of an authority is in it"),
+        ("cert_file: FOLDER/junk.pem, key_file: FOLDER/junk.pem", "pools.fast.upstream.cert_file: it and key_file are not a certificate"),
+        ("cert_file: FOLDER/junk.pem", "pools.fast.upstream: cert_file and key_file go together"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_found_before_a_connection_needs_it(tmp_path: Path, upstream: str, says: str) -> None:
+    (tmp_path / "junk.pem").write_text("no certificate")
+    changed = GOOD.replace("http://a:8000]", "https://a:8000], upstream: {" + upstream.replace("FOLDER", str(tmp_path)) + "}")
+    [told] = findings(tmp_path, changed)
+    assert says in told

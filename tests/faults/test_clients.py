@@ -7,13 +7,16 @@ import json
 import random
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from tests.conftest import DONE, STREAM_HEAD, Place, Process, Script, ScriptedEngine, chat, chunked, event, json_answer, until, whole
+from tests.openai.hostile_rows import NO_CHUNKS, NO_REQUESTS, TWO_READINGS
 
 Scripted = Callable[[Script], ScriptedEngine]
 PATH = "/v1/chat/completions"
@@ -204,6 +207,70 @@ def test_what_could_smuggle_is_refused_and_nothing_after_it_is_read(shared_place
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two"])
+@pytest.mark.parametrize("fields", TWO_READINGS)
+def test_a_head_with_two_readings_ends_the_connection_however_it_is_cut(shared_place: Place, fields: bytes, together: bool) -> None:
+    only_refused(shared_place, f"POST {PATH} HTTP/1.1\r\nHost: a\r\n".encode() + fields + b"\r\n", together)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two"])
+@pytest.mark.parametrize("head", NO_REQUESTS)
+def test_what_is_no_request_ends_the_connection_however_it_is_cut(shared_place: Place, head: bytes, together: bool) -> None:
+    only_refused(shared_place, head.replace(b" / HTTP", f" {PATH} HTTP".encode()), together)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two"])
+@pytest.mark.parametrize("wire", NO_CHUNKS)
+def test_a_body_that_is_not_chunked_ends_the_connection_however_it_is_cut(shared_place: Place, wire: bytes, together: bool) -> None:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    only_refused(shared_place, head + wire, together)
+
+
+def only_refused(shared_place: Place, start: bytes, together: bool) -> None:
+    """A 400 and a close, and what came behind was read by nobody."""
+    parts = (start + SMUGGLED,) if together else (start, SMUGGLED)
+    answer = talk(_quiet(shared_place), *parts, pause_s=0.0 if together else 0.01)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"<open>" not in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"X-A: " + b"a" * 65536 + b"\r\n", 431),
+        (b"X-A: " + b"a" * 8 * 2**20 + b"\r\n", 431),
+        (b"A: b\r\n" * 10_000, 431),
+        (b"A: b\r\n" * 101, 431),
+    ],
+    ids=["64 KiB", "8 MiB", "ten thousand fields", "one field too many"],
+)
+def test_a_head_beyond_the_limits_is_431_and_costs_no_memory(shared_place: Place, head: bytes, status: int) -> None:
+    gateway = _quiet(shared_place)
+    before = gateway.rss_bytes()
+    answer = talk(gateway, f"POST {PATH} HTTP/1.1\r\nHost: a\r\n".encode() + head + b"\r\n")
+    # A reset may overtake the answer while megabytes are still being sent.
+    assert answer.startswith(b"HTTP/1.1 %d " % status) or (answer == b"" and len(head) > 2**20)
+    assert gateway.rss_bytes() - before < 4_000_000
+
+
+def test_a_tunnel_is_not_for_the_asking(shared_place: Place) -> None:
+    answer = talk(_quiet(shared_place), b"CONNECT other:443 HTTP/1.1\r\nHost: other:443\r\n\r\n" + SMUGGLED)
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_continue_is_not_said_to_a_stranger(place: Place, scripted: Scripted) -> None:
+    engine = scripted(good)
+    pool = {"tier": "premium", "gpu": "H100", "model": "llama-8b", "instances": [engine.url]}
+    gateway = place.gateway(place.config({"premium": pool}, keys=[{"id": "one", "key": "${TEST_KEY}"}]), env={"TEST_KEY": "gw-one"})
+    raw = request(chat(), "expect: 100-continue", "authorization: Bearer wrong")
+    answer = talk(gateway, raw.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"100 Continue" not in answer
+
+
 def _quiet(shared_place: Place) -> Process:
     if not shared_place.processes:
         shared_place.before("http://127.0.0.1:9")
@@ -297,6 +364,50 @@ def test_a_reload_is_not_noticed_by_streams_and_a_bad_file_is_refused(place: Pla
     assert [i["instance_id"].split("/")[1] for i in gateway.fleet()] == [new.url.removeprefix("http://")]
 
 
+def test_pools_come_and_go_under_load_and_no_request_fails(place: Place, scripted: Scripted) -> None:
+    """Eighteen reloads, each with other instances and every third one of a bad file, while requests and streams run."""
+
+    async def stream_or_not(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, words: int = 5) -> None:
+        writer.write(STREAM_HEAD)
+        for _ in range(words):
+            writer.write(chunked(event("word")))
+            await writer.drain()
+            await asyncio.sleep(0.004)
+        writer.write(chunked(DONE) + b"0\r\n\r\n")
+        await writer.drain()
+
+    engines = [scripted(stream_or_not) for _ in range(3)]
+    gateway = place.before(engines[0].url)
+    file = place.folder / "gateway-0.yaml"
+    config = json.loads(file.read_text())
+    ended = threading.Event()
+
+    def stream_on() -> list[tuple[int, int]]:
+        told = []
+        with httpx.Client(timeout=10.0) as client:
+            while not ended.is_set():
+                answer = client.post(f"{gateway.url}{PATH}", json=chat(stream=True), headers={"x-slo-class": "batch"})
+                told.append((answer.status_code, answer.content.count(b"word")))
+        return told
+
+    with ThreadPoolExecutor(6) as pool:
+        streams = [pool.submit(stream_on) for _ in range(6)]
+        for number in range(18):
+            if number % 3 == 2:
+                file.write_text('{"models": ')
+            else:
+                config["pools"]["premium"]["instances"] = [engine.url for at, engine in enumerate(engines) if (number + at) % 3]
+                file.write_text(json.dumps(config))
+            answer = httpx.post(f"{gateway.admin}/admin/reload")
+            assert answer.status_code == (422 if number % 3 == 2 else 200)
+        ended.set()
+        told = [one for stream in streams for one in stream.result()]
+    assert len(told) > 20
+    assert set(told) == {(200, 5)}
+    assert all(engine.requests for engine in engines)
+    until(lambda: gateway.in_flight() == 0)
+
+
 def test_a_changed_file_and_a_hangup_are_taken_over(place: Place, scripted: Scripted) -> None:
     gateway = place.before(scripted(good).url)
     file = place.folder / "gateway-0.yaml"
@@ -309,6 +420,25 @@ def test_a_changed_file_and_a_hangup_are_taken_over(place: Place, scripted: Scri
     gateway.child.send_signal(signal.SIGHUP)
     until(lambda: httpx.get(f"{gateway.admin}/admin/version").json()["mode"] == "enforce", 6.0, "the file to be read again")
     assert gateway.child.poll() is None
+
+
+@pytest.mark.parametrize("by", ["hangup", "change", "admin"])
+def test_a_bad_file_is_refused_loudly_and_the_old_one_goes_on(place: Place, scripted: Scripted, by: str) -> None:
+    gateway = place.before(scripted(good).url)
+    before = httpx.get(f"{gateway.admin}/admin/config").json()
+    (place.folder / "gateway-0.yaml").write_text("models: [{name: llama-8b}]\npools:\n  premium: {teir: premium}\n")
+    if by == "hangup":
+        gateway.child.send_signal(signal.SIGHUP)
+    if by == "admin":
+        refused = httpx.post(f"{gateway.admin}/admin/reload")
+        assert refused.status_code == 422
+        assert any("did you mean 'tier'?" in problem for problem in refused.json()["problems"])
+    until(lambda: "did you mean 'tier'?" in gateway.text(), 6.0, "the log to name the mistake")
+    said = next(line for line in gateway.text().splitlines() if "did you mean 'tier'?" in line)
+    assert "gateway-0.yaml:3:13: pools.premium.teir: no such key" in said
+    assert httpx.get(f"{gateway.admin}/admin/config").json() == before
+    assert httpx.post(f"{gateway.url}{PATH}", json=chat()).status_code == 200
+    assert "\nslo_gateway_config_last_reload_successful 0\n" in httpx.get(f"{gateway.admin}/metrics").text
 
 
 def test_a_termination_lets_streams_finish(place: Place, scripted: Scripted) -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -275,3 +276,29 @@ def test_an_engine_that_accepts_nothing_is_passed_over_within_the_connect_timeou
     for client in (*clients, full):
         client.close()
     assert answers == [200] * 4
+
+
+def test_a_request_that_breaks_every_engine_takes_none_of_them_away(place: Place, scripted: Scripted) -> None:
+    """As transformers serve does with a value of the wrong type: 500, though the request is at fault and not the engine."""
+
+    async def touchy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer({"error": "inner trouble"}, 500))
+        await writer.drain()
+
+    one, two = scripted(touchy), scripted(touchy)
+    gateway = place.before(one.url, two.url)
+    answers = [httpx.post(f"{gateway.url}{PATH}", json=chat()).status_code for _ in range(20)]
+    assert answers == [502] * 20
+    assert [instance["healthy"] for instance in gateway.fleet()] == [True, True]
+
+
+def test_an_engine_that_fails_what_others_answer_is_left_out(place: Place, scripted: Scripted) -> None:
+    broken = scripted(script(*[json_answer({"error": "inner trouble"}, 500)]))
+    gateway = place.before(broken.url, scripted(good).url)
+
+    def asked() -> bool:
+        assert httpx.post(f"{gateway.url}{PATH}", json=chat()).status_code == 200
+        return not next(i["healthy"] for i in gateway.fleet() if i["instance_id"].endswith(broken.url.rsplit(":", 1)[1]))
+
+    with ThreadPoolExecutor(8) as pool:  # several at once: one alone would always go to the engine that has just answered
+        until(lambda: any(pool.map(lambda _: asked(), range(8))), 10.0, "the broken engine to be left out")

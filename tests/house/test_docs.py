@@ -50,6 +50,18 @@ def test_every_error_code_is_in_the_headers_page() -> None:
     assert not [kind.value for kind in Kind if kind.value not in unsaid and f"`{kind.value}`" not in page]
 
 
+def test_no_error_code_is_in_the_headers_page_that_nobody_sends() -> None:
+    section = text("docs/headers.md").split("## Errors and refusals")[1]
+    rows = re.findall(r"^\| [\d4x, ]+ \| (.*?) \|", section, re.MULTILINE)
+    assert {code for row in rows for code in re.findall(r"`([a-z_]+)`", row)} <= {kind.value for kind in Kind}
+
+
+def test_fields_that_are_no_tags_are_in_the_headers_page_too() -> None:
+    page = text("docs/headers.md")
+    named = ("x-request-id", "traceparent", "server-timing", "retry-after", "retry-after-ms", "x-should-retry", "anthropic-version")
+    assert not [name for name in named if f"`{name}`" not in page and f"`{name}:" not in page]
+
+
 def test_every_policy_is_in_its_page_and_under_sixty_lines() -> None:
     page = text("docs/policies.md")
     assert not [name for name in policies.names() if f"`{name}`" not in page]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openai.framing import ChunkedBody, FramingError, Repeated, answer_head, chunk, find_head, request_head
+from tests.openai.hostile_rows import NO_CHUNKS, NO_REQUESTS, TWO_READINGS
 
 GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 
@@ -27,36 +28,7 @@ def test_a_plain_head_is_read() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
-        b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
-        b"Content-Length: 3\r\nContent-Length: 3\r\n",
-        b"Content-Length: 3, 3\r\n",
-        b"Content-Length: 3\r\nContent-Length: 4\r\n",
-        b"Content-Length: +3\r\n",
-        b"Content-Length: 0x3\r\n",
-        b"Content-Length: -3\r\n",
-        b"Content-Length: 18446744073709551619\r\n",
-        b"Content-Length: \r\n",
-        b"Transfer-Encoding: xchunked\r\n",
-        b"Transfer-Encoding: chunked, identity\r\n",
-        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-        b"Transfer-Encoding: gzip, chunked\r\n",
-        b"Transfer-Encoding : chunked\r\n",
-        b"Transfer-Encoding: \x0bchunked\r\n",
-        b"X-A : b\r\n",
-        b"X-A: a\x00b\r\n",
-        b"X-A: a\rb\r\n",
-        b"X A: b\r\n",
-        b": b\r\n",
-        b"X-A: b\r\n folded\r\n",
-        b" X-A: b\r\n",
-        b"X-A: b\n",
-        b"Host: b\r\n",
-        b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n",
-        b"Upgrade: foo\r\nConnection: Upgrade\r\nTransfer-Encoding: chunked\r\n",
-        b"\xc3\xa9: b\r\n",
-    ],
+    TWO_READINGS,
 )
 def test_a_head_that_could_be_read_in_two_ways_is_refused(fields: bytes) -> None:
     with pytest.raises(FramingError) as caught:
@@ -66,23 +38,7 @@ def test_a_head_that_could_be_read_in_two_ways_is_refused(fields: bytes) -> None
 
 @pytest.mark.parametrize(
     "head",
-    [
-        b"POST / HTTP/1.1\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a b\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a, b\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a/b\r\n\r\n",
-        b"post / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST / HTTP/3.7\r\nHost: a\r\n\r\n",
-        b"POST / HTTP/1.10\r\nHost: a\r\n\r\n",
-        b"POST  / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST / HTTP/1.1 \r\nHost: a\r\n\r\n",
-        b"POST /\x80 HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST /a b HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST /\r\nHost: a\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\n",
-        b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
-    ],
+    NO_REQUESTS,
 )
 def test_what_is_not_a_request_is_refused(head: bytes) -> None:
     with pytest.raises(FramingError) as caught:
@@ -154,25 +110,17 @@ def test_any_split_of_a_chunked_body_gives_the_same_bytes(contents: list[bytes],
 
 @pytest.mark.parametrize(
     "wire",
-    [
-        b"3\r\nabcd\r\n0\r\n\r\n",
-        b"3\nabc\r\n0\r\n\r\n",
-        b"0x3\r\nabc\r\n",
-        b"+3\r\nabc\r\n",
-        b" 3\r\nabc\r\n",
-        b"\r\n3\r\nabc\r\n",
-        b"g\r\n",
-        b"ffffffffffffffffffff\r\n",
-        b"-1\r\n",
-        b"3;" + b"a" * 300 + b"\r\nabc\r\n",
-        b"3\r\nabc\r\n0\r\nA b: c\r\n\r\n",
-        b"3" * 600,
-        b"3\r\nabc\n\n0\r\n\r\n",
-    ],
+    NO_CHUNKS,
 )
 def test_a_chunked_body_that_is_not_one_is_refused(wire: bytes) -> None:
     with pytest.raises(FramingError):
         ChunkedBody().feed(wire)
+
+
+def test_a_few_chunk_extensions_are_skipped() -> None:
+    body = ChunkedBody()
+    assert body.feed(b"3;a=b\r\nabc\r\n2 ; c\r\nde\r\n0;last\r\n\r\n") == b"abcde"
+    assert body.done
 
 
 @given(st.binary(max_size=200))
