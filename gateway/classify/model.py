@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gateway.classify.features import BIGRAMS, Features, bigrams
 from gateway.classify.words import Table, Words
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 # Kinds of request; the two that are about a given text are a short or a long use case by the length of the prompt (verdict.py).
 KINDS = ("chatbot", "code_completion", "code_generation", "translation", "content_generation", "summary", "document")
@@ -95,9 +95,7 @@ class Model:
         attended = np.einsum("sh,shd->hd", attention, by_head)
         structure = (seen.structure - w.mean) * self._spread
         layer = np.maximum(structure @ w.structure + w.structure_bias, 0.0)
-        together = np.concatenate(
-            (attended, by_head.max(0), by_head.mean(0), layer.reshape(heads, -1)), axis=1
-        )
+        together = np.concatenate((attended, by_head.max(0), by_head.mean(0), layer.reshape(heads, -1)), axis=1)
         scores: Floats = together.reshape(-1) @ w.out + structure @ w.direct + w.bias
         return scores
 

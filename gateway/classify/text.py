@@ -220,7 +220,7 @@ def _whole_text(raw: msgspec.Raw) -> str:
     try:
         value = _decode(view)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
-        return _unescaped(bytes(view[1:-1])) if view[:1] == b'"' else ""
+        return _unescaped(bytes(view[1:-1])) if view[0] == 34 else ""
     message = Message("system", "")
     _read_content(message, value)
     return message.head

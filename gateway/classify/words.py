@@ -1,21 +1,22 @@
 """Words as numbers: a vocabulary with a vector for each, learnt from a sentence model once and shipped (words.npz).
 
-A word that is not in it is taken for the words that begin alike, else for its script. English comes from the sentence model's own
-vocabulary; what other languages have are the words of instructions that were trained on, and their beginnings.
+A word that is not in it is taken for the longest word that it begins with, else for its script. Scripts that write without spaces are
+read in pairs of letters.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-# One letter of scripts that write without spaces is a word of its own: kana, han, thai.
+# Scripts that write without spaces: kana, han, thai.
 _ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 _ASCII_WORDS = re.compile(r"[a-z]+|[0-9]+|\n+|[.?!:;] |[^\w\s]|_").findall
-_WORDS = re.compile(rf"[{_ALONE}]|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
+_WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
 
 # What a word is, as bits.
 BREAK, CODE, DIGIT, NEWLINE, FOREIGN, QUESTION, QUOTE, UNKNOWN, COLON, FENCE = (1 << bit for bit in range(10))
@@ -28,15 +29,23 @@ _QUOTES = frozenset('"“”«»「」')
 # Stand-ins for what no word stands for; the order is that of _stand_in.
 STAND_INS = ("<short>", "<word>", "<long>", "<greek or cyrillic>", "<semitic>", "<han>", "<hangul>", "<latin>", "<other>")
 SPECIAL = ("\n", "\n\n", ". ", "? ", "! ", ": ", "; ", "0", "00", "0000", *STAND_INS)
-PREFIX_CHARS = 5
+# The shortest beginning that stands for a word: where letters are sounds, and where they are syllables or words.
+LEAST_LETTERS, LEAST_SYLLABLES = 4, 1
 MAX_REMEMBERED = 20_000
 
 
 def split(text: str) -> list[str]:
     """The words of a text, marks and line ends included, in lower case."""
     text = text.lower()
-    found: list[str] = (_ASCII_WORDS if text.isascii() else _WORDS)(text)
-    return found
+    if text.isascii():
+        return list(_ASCII_WORDS(text))
+    words: list[str] = []
+    for word in _WORDS(text):
+        if len(word) > 2 and "\u0e00" <= word[0] <= "\u9fff" and (word[0] <= "\u0e7f" or word[0] >= "\u3040"):
+            words.extend(map("".join, pairwise(word)))
+        else:
+            words.append(word)
+    return words
 
 
 def plain(word: str) -> str:
@@ -102,12 +111,15 @@ class Words(dict[str, int]):
         self.bits: NDArray[np.int16] = np.array([bits_of(word) for word in words], np.int16)
 
     def __missing__(self, word: str) -> int:
-        short = plain(word)
-        row = self.get(short)
+        row = self.get(plain(word))
         if row is None:
-            row = self.get(short[:PREFIX_CHARS] + "-") if len(short) >= PREFIX_CHARS else None
-            if row is None:
-                row = self.get(stand_in(short), 0)
+            least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
+            for end in range(min(len(word) - 1, 16), least - 1, -1):
+                row = self.get(word[:end])
+                if row is not None:
+                    break
+            else:
+                row = self.get(stand_in(word), 0)
         if len(self) < self.rows + MAX_REMEMBERED and len(word) < 32:
             self[word] = row
         return row

@@ -9,7 +9,7 @@ import numpy as np
 
 from gateway.classify.features import Features
 from gateway.classify.model import KINDS, Floats, Model, Weights
-from gateway.classify.training.net import Net, Recipe, batch_of, together
+from gateway.classify.training.net import Net, Recipe, Seen, batch_of, together
 from gateway.classify.words import Table
 
 Progress = Callable[[], None]
@@ -20,7 +20,7 @@ def fit(
     kinds: Sequence[int],
     shares: Floats,
     table: Table,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe,
     heads: int = 1,
     seed: int = 0,
     progress: Progress = lambda: None,
@@ -28,6 +28,7 @@ def fit(
     """`kinds` are indices of KINDS, `shares` how often each row is drawn, relative to the others. `progress` is called once an epoch."""
     counts = table.weights.astype(np.float32)
     vectors = table.dense() * counts[:, None]
+    seen = [Seen.of(row, vectors, counts) for row in rows]
     structure = np.stack([row.structure for row in rows])
     chances = shares / shares.sum()
     wanted = np.full((len(rows), len(KINDS)), recipe.doubt / len(KINDS), np.float32)
@@ -35,7 +36,7 @@ def fit(
     nets: list[Net] = []
     for head in range(heads):
         chance = np.random.default_rng([seed, head])
-        net = Net(vectors, counts, structure, recipe, chance)
+        net = Net(counts, vectors.shape[1], structure, recipe, chance)
         steps_of_epoch = ceil(len(rows) / recipe.batch)
         steps, step = recipe.epochs * steps_of_epoch, 0
         for _ in range(recipe.epochs):
@@ -43,7 +44,7 @@ def fit(
             for begin in range(0, len(rows), recipe.batch):
                 chosen = drawn[begin : begin + recipe.batch]
                 rate = recipe.rate * 0.5 * (1 + cos(pi * step / steps))
-                net.learn(batch_of([rows[i] for i in chosen], chance, recipe), wanted[chosen], rate)
+                net.learn(batch_of([seen[i] for i in chosen], chance, recipe), wanted[chosen], rate)
                 step += 1
             progress()
         nets.append(net)

@@ -25,13 +25,13 @@ class Recipe:
 
     width: int = 64
     structure_width: int = 32
-    epochs: int = 8
-    batch: int = 64
-    rate: float = 2e-3
+    epochs: int = 16
+    batch: int = 128
+    rate: float = 3e-3
     decay: float = 1e-2
     pair_decay: float = 0.1
     own_decay: float = 0.01
-    own_pace: float = 1.0  # of the words' own part, against the rest
+    own_pace: float = 3.0  # of the words' own part, against the rest
     lost_words: float = 0.15  # words left out of a request, each time it is seen
     lost_sentences: float = 0.15
     lost_system: float = 0.25  # requests whose system text is left out
@@ -39,7 +39,7 @@ class Recipe:
     lost_structure: float = 0.15
     blind: float = 0.0  # requests seen without any structure
     lost_hidden: float = 0.3
-    doubt: float = 0.05  # of the label
+    doubt: float = 0.02  # of the label
 
 
 @dataclass(slots=True)
@@ -50,39 +50,53 @@ class Batch:
     pairs: Ints
     starts: Ints
     sentence: Ints
+    means: Floats  # of the words' vectors, for each sentence
+    weight: Floats
     places: Ints
     first: Ints  # first sentence of each request
     request: Ints
     structure: Floats
 
 
-def batch_of(rows: Sequence[Features], chance: Generator | None = None, recipe: Recipe | None = None) -> Batch:
-    """Lay requests end to end; with `chance`, some of their sentences are lost."""
-    ids: list[Ints] = []
-    pairs: list[Ints] = []
-    starts: list[Ints] = []
-    places: list[Ints] = []
-    counts: list[int] = []
-    at = 0
-    for row in rows:
-        row_ids, row_starts, row_places = row.ids, row.starts, row.places
-        if chance is not None and recipe is not None:
-            row_ids, row_starts, row_places = _with_losses(row, chance, recipe)
-        ids.append(row_ids)
-        pairs.append(bigrams(row_ids, row_starts))
-        starts.append(row_starts + at)
-        places.append(row_places)
-        counts.append(len(row_starts))
-        at += len(row_ids)
-    all_starts = np.concatenate(starts)
-    request = np.repeat(np.arange(len(rows)), counts)
-    first = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    sentence = np.repeat(np.arange(len(all_starts)), np.diff(np.append(all_starts, at)))
-    structure = np.stack([row.structure for row in rows])
-    return Batch(np.concatenate(ids), np.concatenate(pairs), all_starts, sentence, np.concatenate(places), first, request, structure)
+@dataclass(slots=True)
+class Seen:
+    """A row with what does not change while training: each sentence's mean vector and the weight of its words."""
+
+    row: Features
+    means: Floats
+    weight: Floats
+
+    @classmethod
+    def of(cls, row: Features, vectors: Floats, counts: Floats) -> Seen:
+        """`vectors` have their weights, `counts`, multiplied in."""
+        weight = np.add.reduceat(counts[row.ids], row.starts) + np.float32(SMOOTHING)
+        return cls(row, np.add.reduceat(vectors[row.ids], row.starts, axis=0) / weight[:, None], weight)
 
 
-def _with_losses(row: Features, chance: Generator, recipe: Recipe) -> tuple[Ints, Ints, Ints]:
+def batch_of(rows: Sequence[Seen], chance: Generator, recipe: Recipe) -> Batch:
+    """Lay requests end to end; some of their sentences are lost."""
+    picked = [_with_losses(seen, chance, recipe) for seen in rows]
+    counts = [len(seen.row.starts) for seen in picked]
+    lengths = np.array([len(seen.row.ids) for seen in picked])
+    ends = np.cumsum(lengths)
+    starts = np.concatenate([seen.row.starts + at for seen, at in zip(picked, ends - lengths, strict=True)])
+    ids = np.concatenate([seen.row.ids for seen in picked])
+    return Batch(
+        ids=ids,
+        pairs=bigrams(ids, starts),
+        starts=starts,
+        sentence=np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(ids)))),
+        means=np.concatenate([seen.means for seen in picked]),
+        weight=np.concatenate([seen.weight for seen in picked]),
+        places=np.concatenate([seen.row.places for seen in picked]),
+        first=np.concatenate(([0], np.cumsum(counts)[:-1])),
+        request=np.repeat(np.arange(len(rows)), counts),
+        structure=np.stack([seen.row.structure for seen in rows]),
+    )
+
+
+def _with_losses(seen: Seen, chance: Generator, recipe: Recipe) -> Seen:
+    row = seen.row
     count = len(row.starts)
     kept = np.ones(count, bool)
     if chance.random() < recipe.lost_system:
@@ -90,10 +104,11 @@ def _with_losses(row: Features, chance: Generator, recipe: Recipe) -> tuple[Ints
     if chance.random() < 0.5:
         kept &= chance.random(count) >= recipe.lost_sentences
     if kept.all() or not kept.any():
-        return row.ids, row.starts, row.places
+        return seen
     lengths = np.diff(np.append(row.starts, len(row.ids)))
     ids = row.ids[np.repeat(kept, lengths)]
-    return ids, np.concatenate(([0], np.cumsum(lengths[kept])[:-1])), row.places[kept]
+    starts = np.concatenate(([0], np.cumsum(lengths[kept])[:-1]))
+    return Seen(Features(ids, starts, row.places[kept], row.structure), seen.means[kept], seen.weight[kept])
 
 
 def place_parts(places: Ints) -> tuple[Ints, Ints, Ints, Ints]:
@@ -129,10 +144,10 @@ class Rows:
 
 
 class Net:
-    """One head. `vectors` are the words' with their weights multiplied in, `counts` these weights."""
+    """One head. `counts` are the words' weights, `vector` the size of their vectors."""
 
-    def __init__(self, vectors: Floats, counts: Floats, structure: Floats, recipe: Recipe, chance: Generator) -> None:
-        self.vectors, self.counts, self.recipe, self.chance = vectors, counts, recipe, chance
+    def __init__(self, counts: Floats, vector: int, structure: Floats, recipe: Recipe, chance: Generator) -> None:
+        self.counts, self.recipe, self.chance = counts, recipe, chance
         d, h, s, kinds = recipe.width, recipe.structure_width, structure.shape[1], len(KINDS)
         self.mean, self.spread = structure.mean(0), structure.std(0) + 0.1
 
@@ -140,7 +155,7 @@ class Net:
             return (chance.standard_normal((rows, columns)) * size).astype(np.float32)
 
         self.p: dict[str, Floats] = {
-            "projection": start(vectors.shape[1], d, 0.25),
+            "projection": start(vector, d, 0.25),
             "place": start(23, d, 0.1),
             "attention": start(d, 1, 0.1),
             "attention_place": np.zeros((23, 1), np.float32),
@@ -151,7 +166,7 @@ class Net:
             "bias": np.zeros(kinds, np.float32),
         }
         self.pairs = Rows(BIGRAMS, d)
-        self.own = Rows(len(vectors), d)
+        self.own = Rows(len(counts), d)
         self._m = {name: np.zeros_like(value) for name, value in self.p.items()}
         self._v = {name: np.zeros_like(value) for name, value in self.p.items()}
         self._steps = 0
@@ -159,12 +174,12 @@ class Net:
     def learn(self, batch: Batch, wanted: Floats, rate: float) -> float:
         """One step towards `wanted` (requests x kinds, each adding up to 1). The loss before it."""
         p, r, chance = self.p, self.recipe, self.chance
-        counts = self.counts[batch.ids] * (chance.random(len(batch.ids)) >= r.lost_words)
-        lost_pairs = np.where(chance.random(len(batch.ids)) < r.lost_pairs, BIGRAMS, batch.pairs)
+        counts = self.counts[batch.ids] * (chance.random(len(batch.ids), np.float32) >= r.lost_words)
+        lost_pairs = np.where(chance.random(len(batch.ids), np.float32) < r.lost_pairs, BIGRAMS, batch.pairs)
         x = (batch.structure - self.mean) / self.spread
         x = x * (chance.random(x.shape) >= r.lost_structure) * (chance.random((len(x), 1)) >= r.blind)
         x = x.astype(np.float32)
-        means, weight = self._means(batch, counts)
+        means, weight = batch.means, batch.weight
         rooted = 1.0 / np.sqrt(weight)[:, None]
         parts = place_parts(batch.places)
         pre = means @ p["projection"] + np.add.reduceat(self.pairs.value[lost_pairs], batch.starts, axis=0) * rooted
@@ -221,12 +236,6 @@ class Net:
         self._step(gradients, lost_pairs, (g_pre * rooted)[batch.sentence], batch.ids, g_words, rate)
         return loss
 
-    def _means(self, batch: Batch, counts: Floats) -> tuple[Floats, Floats]:
-        kept = (counts > 0).astype(np.float32)
-        weight = np.add.reduceat(counts, batch.starts) + SMOOTHING
-        means = np.add.reduceat(self.vectors[batch.ids] * kept[:, None], batch.starts, axis=0) / weight[:, None]
-        return means.astype(np.float32), weight.astype(np.float32)
-
     def _step(self, gradients: dict[str, Floats], pairs: Ints, g_pairs: Floats, words: Ints, g_words: Floats, rate: float) -> None:
         """Adam with decoupled decay."""
         self._steps += 1
@@ -248,7 +257,8 @@ class Net:
         places = sum(p["place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
         attention_places = sum(p["attention_place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
         return Weights(
-            projection=p["projection"], pairs=self.pairs.value, own=self.own.value[:-1], places=np.asarray(places), attention=p["attention"][:, 0],
+            projection=p["projection"], pairs=self.pairs.value,
+            own=self.own.value[:-1], places=np.asarray(places), attention=p["attention"][:, 0],
             attention_places=np.asarray(attention_places), mean=self.mean, spread=self.spread, structure=p["structure"],
             structure_bias=p["structure_bias"], out=p["out"], direct=p["direct"], bias=p["bias"],
         )  # fmt: skip
