@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gateway.classify.explicit import FIM_LOOK_BYTES, FIM_MARKERS
 from gateway.classify.text import LAST, TOOLS, Glance, glance
-from gateway.classify.words import BREAK, CODE, COLON, DIGIT, FENCE, FOREIGN, NEWLINE, QUESTION, QUOTE, Words, split
+from gateway.classify.words import CODE, COLON, DIGIT, FENCE, FOREIGN, NEWLINE, QUESTION, QUOTE, Words, split
 from gateway.core.flow import Endpoint
 from gateway.openai.body import Body
 
@@ -22,6 +22,7 @@ PLACES = ZONES * 2 * 4 * 4 * 5
 BIGRAMS = 8192
 EDGE_WORDS = 48  # of the last message's head and tail, looked at on their own
 
+_FIM_HINTS = (b"fim", b"<PRE>", b"[SUFFIX]")  # one of these is in each marker
 # Prompt bytes and characters of the last message are told by how far they are above each of these powers of two, 0..1.
 _TOTAL_OCTAVES = np.arange(5.0, 16.0, dtype=np.float32)
 _LAST_OCTAVES = np.arange(4.0, 14.0, dtype=np.float32)
@@ -60,63 +61,65 @@ def features(body: Body, words: Words) -> Features:
     if not rows:
         rows, bounds, zones = [0], [1], [LAST]
     ids = np.array(rows)
-    bits = words.bits[ids]
-    return Features(ids, *_sentences(bits, bounds, zones), _structure(body, seen, bits, bounds, zones))
+    return Features(ids, *_sentences(words.breaks.take(ids), bounds, zones), _structure(body, seen, words, ids, bounds, zones))
 
 
-def _sentences(bits: NDArray[np.int16], bounds: list[int], zones: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sentences(breaks: NDArray[np.bool_], bounds: list[int], zones: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where sentences begin, and where in its part each of them stands: zone, head or tail, from the start, from the end, length."""
-    breaks = (bits & BREAK) != 0
     ends = breaks.copy()
     ends[1:] &= ~breaks[:-1]  # a mark and the line's end after it close one sentence, not two
-    ends[np.array(bounds) - 1] = True
+    piece_bounds = np.array(bounds)
+    ends[piece_bounds - 1] = True
     last = np.flatnonzero(ends)
     starts = np.empty_like(last)
     starts[0] = 0
-    starts[1:] = last[:-1] + 1
-    # For each piece: its first and last sentence.
-    piece_ends = np.searchsorted(last, np.array(bounds) - 1) + 1
-    places = np.empty_like(last)
-    lengths = np.minimum(np.log2(last - starts + 1).astype(np.int64), 4)
-    begin = 0
-    previous = -1
-    for index, zone in enumerate(zones):
-        end = int(piece_ends[index])
-        is_tail = zone == previous
-        has_tail = index + 1 < len(zones) and zones[index + 1] == zone
-        count = end - begin
-        order = np.arange(count)
-        from_start = np.minimum(order, 3) if not is_tail else 3
-        from_end = np.minimum(order[::-1], 3) if not has_tail else 3
-        places[begin:end] = ((zone * 2 + is_tail) * 16 + from_start * 4 + from_end) * 5 + lengths[begin:end]
-        begin, previous = end, zone
+    np.add(last[:-1], 1, out=starts[1:])
+    # Sentences are counted from the start of their part, and back from its end; the far edge of a part that was cut counts as far away.
+    pieces = range(len(zones))
+    tails = [index > 0 and zones[index - 1] == zones[index] for index in pieces]
+    to_end = last.searchsorted(piece_bounds)
+    begins = [0, *to_end[:-1].tolist()]
+    base = [(zones[index] * 2 + tails[index]) * 80 for index in pieces]
+    first = [begins[index] - (FAR if tails[index] else 0) for index in pieces]
+    final = [end - 1 + (FAR if index + 1 < len(zones) and tails[index + 1] else 0) for index, end in enumerate(to_end.tolist())]
+    of_piece = np.array([base, first, final]).repeat(np.diff(to_end, prepend=0), axis=1)
+    order = np.arange(len(last))
+    places = of_piece[0]
+    places += np.minimum(order - of_piece[1], 3) * 20
+    places += np.minimum(of_piece[2] - order, 3) * 5
+    places += _OCTAVES.take(last - starts, mode="clip")
     return starts, places
 
 
-def _structure(body: Body, seen: Glance, bits: NDArray[np.int16], bounds: list[int], zones: list[int]) -> NDArray[np.float32]:
+FAR = 1 << 20
+_OCTAVES = np.minimum(np.log2(np.arange(1, 65)).astype(np.int64), 4)
+
+
+def _structure(body: Body, seen: Glance, words: Words, ids: NDArray[np.int64], bounds: list[int], zones: list[int]) -> NDArray[np.float32]:
     fields = body.fields
     endpoint = body.endpoint
-    last_begin, last_end = 0, 0
+    begin, end = 0, 0
     for index, zone in enumerate(zones):
         if zone == LAST:
-            if last_end == 0:
-                last_begin = bounds[index - 1] if index else 0
-            last_end = bounds[index]
-    last = bits[last_begin:last_end]
-    count = last_end - last_begin
-    head, tail = last[:EDGE_WORDS], last[-EDGE_WORDS:]
-    shares = ((last[:, None] & _SHARED) != 0).sum(0) / (count + 5.0)
-    code_edges = min(count, EDGE_WORDS) + 5.0
+            if end == 0:
+                begin = bounds[index - 1] if index else 0
+            end = bounds[index]
+    marks = words.marks.take(ids[begin:end], axis=0)
+    whole = marks.sum(0).tolist()
+    head = marks[:EDGE_WORDS].sum(0).tolist()
+    tail_words = marks[-EDGE_WORDS:]
+    tail = tail_words.sum(0).tolist()
+    ending = tail_words[-8:].tolist()
+    count = end - begin + 5.0
+    edge = min(end - begin, EDGE_WORDS) + 5.0
     start = bytes(body.prompt[:FIM_LOOK_BYTES])
-    total_log2 = log2(body.text_bytes + 2.0)
-    last_log2 = log2(seen.last_chars + 2.0)
     figures = (
         endpoint is Endpoint.COMPLETIONS,
         endpoint is Endpoint.RESPONSES,
         endpoint is Endpoint.MESSAGES,
         endpoint is Endpoint.EMBEDDINGS,
         body.has_suffix or "suffix" in fields,
-        any(marker in start for marker in FIM_MARKERS),
+        any(hint in start for hint in _FIM_HINTS) and any(marker in start for marker in FIM_MARKERS),
         "tools" in fields,
         log2(seen.tool_count + 1.0),
         "response_format" in fields or "text" in fields,
@@ -135,29 +138,35 @@ def _structure(body: Body, seen: Glance, bits: NDArray[np.int16], bounds: list[i
         seen.first_chars > 1000,
         seen.last_role != "user",
         seen.messages <= 1,
-        shares[0],
-        ((head & CODE) != 0).sum() / code_edges,
-        ((tail & CODE) != 0).sum() / code_edges,
-        shares[1],
-        shares[2],
-        shares[3],
-        shares[4] > 0,
-        bool((tail[-8:] & QUESTION).any()),
-        bool((head & QUESTION).any()),
-        bool((tail[-2:] & COLON).any()),
-        bool((tail[-1:] & CODE).any()),
-        shares[5],
+        whole[CODE] / count,
+        head[CODE] / edge,
+        tail[CODE] / edge,
+        whole[NEWLINE] / count,
+        whole[DIGIT] / count,
+        whole[FOREIGN] / count,
+        whole[FENCE] > 0,
+        any(word[QUESTION] for word in ending),
+        head[QUESTION] > 0,
+        any(word[COLON] for word in ending[-2:]),
+        any(word[CODE] for word in ending[-1:]),
+        whole[QUOTE] / count,
     )
-    return np.concatenate(
-        (
-            np.array(figures, np.float32),
-            np.clip((total_log2 - _TOTAL_OCTAVES) * 0.5 + 0.5, 0.0, 1.0),
-            np.clip((last_log2 - _LAST_OCTAVES) * 0.5 + 0.5, 0.0, 1.0),
-        )
-    )
+    return np.concatenate((np.array(figures, np.float32), _size_row(_TOTALS, body.text_bytes), _size_row(_LASTS, seen.last_chars)))
 
 
-_SHARED = np.array([CODE, NEWLINE, DIGIT, FOREIGN, FENCE, QUOTE], np.int16)
+def _size_rows(octaves: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A row for each eighth of an octave: how far a size is above each of the octaves, 0..1."""
+    sizes = np.arange(SIZE_STEPS, dtype=np.float32)[:, None] / 8.0
+    return np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)
+
+
+def _size_row(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    row: NDArray[np.float32] = rows[min(int(log2(size + 2.0) * 8.0), SIZE_STEPS - 1)]
+    return row
+
+
+SIZE_STEPS = 256
+_TOTALS, _LASTS = _size_rows(_TOTAL_OCTAVES), _size_rows(_LAST_OCTAVES)
 
 
 def bigrams(ids: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ SMOOTHING = 0.3  # added to a sentence's weight, so that one rare word does not 
 SHIPPED_WORDS = Path(__file__).with_name("words.npz")
 SHIPPED_MODEL = Path(__file__).with_name("model.npz")
 FORMAT = 1
+SPARSE = ("pairs", "own")
 
 
 class ModelError(ValueError):
@@ -64,39 +65,48 @@ class Model:
     words: Words = field(init=False)
     _words: Floats = field(init=False)
     _counts: Floats = field(init=False)
-    _spread: Floats = field(init=False)
+    _attention: Floats = field(init=False)
+    _structure: Floats = field(init=False)
+    _structure_bias: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        table = self.table
+        w, table = self.weights, self.table
         self.words = table.words
         self._counts = table.weights.astype(np.float32)
-        # The mean of projected words is the projection of their mean: done once here instead of for each request.
-        self._words = (table.dense() @ self.weights.projection + self.weights.own) * self._counts[:, None]
-        self._spread = 1.0 / self.weights.spread
+        # What is linear is done once here instead of for each request: projecting the words, scaling the structure.
+        self._words = (table.dense() @ w.projection + w.own) * self._counts[:, None]
+        width = len(w.attention) // w.heads
+        self._attention = np.zeros((len(w.attention), w.heads), np.float32)
+        for head in range(w.heads):
+            self._attention[head * width : (head + 1) * width, head] = w.attention[head * width : (head + 1) * width]
+        both = np.concatenate((w.structure, w.direct), axis=1)
+        self._structure = np.ascontiguousarray(both / w.spread[:, None])
+        self._structure_bias = np.concatenate((w.structure_bias, w.bias)) - (w.mean / w.spread) @ both
 
     def scores(self, seen: Features) -> Floats:
         """Unnormalised log probabilities of KINDS."""
         w = self.weights
         ids, starts, places = seen.ids, seen.starts, seen.places
-        heads = w.heads
-        counts = np.add.reduceat(self._counts[ids], starts) + SMOOTHING
-        hidden = np.add.reduceat(self._words[ids], starts, axis=0)
+        heads, kinds = w.heads, len(KINDS)
+        counts = np.add.reduceat(self._counts.take(ids), starts)
+        counts += SMOOTHING
+        words = self._words.take(ids, axis=0)
+        words += w.pairs.take(bigrams(ids, starts), axis=0)
+        hidden = np.add.reduceat(words, starts, axis=0)
         hidden /= counts[:, None]
-        pairs = np.add.reduceat(w.pairs[bigrams(ids, starts)], starts, axis=0)
-        pairs /= np.sqrt(counts)[:, None]
-        hidden += pairs
-        hidden += w.places[places]
+        hidden += w.places.take(places, axis=0)
         np.maximum(hidden, 0.0, out=hidden)
-        by_head = hidden.reshape(len(starts), heads, -1)
-        attention = (hidden * w.attention).reshape(by_head.shape).sum(2) + w.attention_places[places]
+        attention = hidden @ self._attention
+        attention += w.attention_places.take(places, axis=0)
         attention -= attention.max(0)
         np.exp(attention, out=attention)
         attention /= attention.sum(0)
-        attended = np.einsum("sh,shd->hd", attention, by_head)
-        structure = (seen.structure - w.mean) * self._spread
-        layer = np.maximum(structure @ w.structure + w.structure_bias, 0.0)
-        together = np.concatenate((attended, by_head.max(0), by_head.mean(0), layer.reshape(heads, -1)), axis=1)
-        scores: Floats = together.reshape(-1) @ w.out + structure @ w.direct + w.bias
+        attended = (attention.T @ hidden).reshape(heads, heads, -1)
+        best, mean = hidden.max(0).reshape(heads, -1), (hidden.sum(0) / len(starts)).reshape(heads, -1)
+        structure = seen.structure @ self._structure + self._structure_bias
+        layer = np.maximum(structure[:-kinds], 0.0).reshape(heads, -1)
+        parts = [part for head in range(heads) for part in (attended[head, head], best[head], mean[head], layer[head])]
+        scores: Floats = np.concatenate(parts) @ w.out + structure[-kinds:]
         return scores
 
     def probabilities(self, seen: Features) -> Floats:
@@ -108,17 +118,21 @@ class Model:
         return scores
 
     def save(self, path: Path) -> None:
-        """One file, the pairs in int8. The words are kept in their own."""
+        """One file; what words and pairs add is kept in int8, and only where it is anything. The words are kept in their own file."""
         w = self.weights
-        arrays = {name: getattr(w, name) for name in Weights.__dataclass_fields__ if name not in ("heads", "pairs")}
-        scale = float(np.abs(w.pairs).max()) / 127.0 or 1.0
-        note = {"format": FORMAT, "heads": w.heads, "pair_scale": scale, "temperature": self.temperature, "kinds": KINDS, **self.notes}
-        np.savez_compressed(
-            path,
-            pairs=np.round(w.pairs / scale).astype(np.int8),
-            note=np.frombuffer(json.dumps(note).encode(), np.uint8),
-            **{name: array.astype(np.float16) for name, array in arrays.items()},
-        )
+        note = {"format": FORMAT, "heads": w.heads, "temperature": self.temperature, "kinds": KINDS, **self.notes}
+        arrays: dict[str, Any] = {"note": np.frombuffer(json.dumps(note).encode(), np.uint8)}
+        for name in Weights.__dataclass_fields__:
+            value = getattr(w, name)
+            if name in SPARSE:
+                rows = np.flatnonzero(np.abs(value).max(1) > 0)
+                scale = np.maximum(np.abs(value[rows]).max(1), 1e-8) / 127.0
+                arrays[f"{name}_rows"], arrays[f"{name}_scale"] = rows.astype(np.uint32), scale.astype(np.float16)
+                arrays[name] = np.round(value[rows] / scale[:, None]).astype(np.int8)
+                arrays[f"{name}_count"] = np.array(len(value))
+            elif name != "heads":
+                arrays[name] = value.astype(np.float16)
+        np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: Path = SHIPPED_MODEL, words: Path = SHIPPED_WORDS, table: Table | None = None) -> Model:
@@ -128,12 +142,20 @@ class Model:
                 note = json.loads(file["note"].tobytes())
                 if note.pop("format") != FORMAT or tuple(note.pop("kinds")) != KINDS:
                     raise ModelError(f"{path} is a model of another version")
-                names = [name for name in Weights.__dataclass_fields__ if name not in ("heads", "pairs")]
-                arrays = {name: file[name].astype(np.float32) for name in names}
-                pairs = file["pairs"].astype(np.float32) * np.float32(note.pop("pair_scale"))
-                weights = Weights(pairs=pairs, heads=int(note.pop("heads")), **arrays)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+                arrays = {}
+                for name in Weights.__dataclass_fields__:
+                    if name in SPARSE:
+                        value = np.zeros((int(file[f"{name}_count"]), file[name].shape[1]), np.float32)
+                        value[file[f"{name}_rows"]] = file[name] * file[f"{name}_scale"].astype(np.float32)[:, None]
+                        arrays[name] = value
+                    elif name != "heads":
+                        arrays[name] = file[name].astype(np.float32)
+        except ModelError:
+            raise
+        except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{path} is not a model: {error}") from None
-        if len(weights.pairs) != BIGRAMS + 1:
+        table = table or Table.load(words)
+        weights = Weights(heads=int(note.pop("heads")), **arrays)
+        if len(weights.pairs) != BIGRAMS + 1 or len(weights.own) != len(table.list):
             raise ModelError(f"{path} is a model of another version")
-        return cls(weights, table or Table.load(words), float(note.pop("temperature")), note)
+        return cls(weights, table, float(note.pop("temperature")), note)

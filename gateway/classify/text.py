@@ -20,19 +20,20 @@ from gateway.openai.body import Body
 SYSTEM, FIRST, BEFORE, LAST, TOOLS = range(5)
 
 # Most instructions are a line or three; these hold them with room to spare, and bound the work for one request.
-SYSTEM_HEAD, SYSTEM_TAIL = 420, 200
-FIRST_HEAD, FIRST_TAIL = 240, 240
-BEFORE_HEAD = 120
-LAST_HEAD, LAST_TAIL = 520, 520
-TOOLS_HEAD = 300
+SYSTEM_HEAD, SYSTEM_TAIL = 280, 140
+FIRST_HEAD, FIRST_TAIL = 200, 160
+BEFORE_HEAD = 100
+LAST_HEAD, LAST_TAIL = 440, 440
+TOOLS_HEAD = 200
 
-DECODE_BYTES = 32 * 1024
+DECODE_BYTES = 64 * 1024
 LEX_BYTES = 6 * 1024
+ROLES_BYTES = 24 * 1024  # of what lies between, at each end, looked through for further messages
 
 _decode = msgspec.json.Decoder().decode
 _decode_string = msgspec.json.Decoder(str).decode
 
-_TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*+)("|\\?\Z)|[{}\[\]]', re.DOTALL)
+_TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)("|\\?\Z)|[{}\[\]]', re.DOTALL)
 _ROLE = re.compile(rb'"role"[ \t\n\r]*:[ \t\n\r]*"(system|developer|user|assistant|tool)"')
 _NAMES = re.compile(rb'"name"[ \t\n\r]*:[ \t\n\r]*"([^"\\]{1,64})"')
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
@@ -234,23 +235,27 @@ def _from_both_ends(prompt: memoryview) -> list[Message]:
     if head_end == size:
         return front
     back, opened_before = _lexed_backwards(bytes(prompt[max(size - LEX_BYTES, head_end) :]))
-    between = bytes(prompt[head_end : max(size - LEX_BYTES, head_end)])
-    roles = _ROLE.findall(between) if b'"role"' in between else []
+    tail_start = max(size - LEX_BYTES, head_end)
+    between_bytes = tail_start - head_end
+    edges = bytes(prompt[head_end : min(head_end + ROLES_BYTES, tail_start)])
+    if between_bytes > ROLES_BYTES:
+        edges += bytes(prompt[max(tail_start - ROLES_BYTES, head_end + ROLES_BYTES) : tail_start])
+    roles = _ROLE.findall(edges)
     if open_at_cut and opened_before and not roles and front and back:
         joined = front[-1]  # one long text begins in the head and ends in the tail
         joined.tail = back[0].head
-        joined.chars += len(between) + back[0].chars
+        joined.chars += between_bytes + back[0].chars
         return front + back[1:]
     if front and open_at_cut:
-        front[-1].chars += len(between) // (len(roles) + 1)
-    middle = [Message(role.decode(), "", "", len(between) // (len(roles) + 1)) for role in roles[:512]]
+        front[-1].chars += between_bytes // (len(roles) + 1)
+    middle = [Message(role.decode(), "", "", between_bytes // (len(roles) + 1)) for role in roles[:512]]
     if back and opened_before:
         if middle:
             back[0].role = middle.pop().role
         elif front:
             back[0].role = front[-1].role if not open_at_cut else back[0].role
         back[0].tail, back[0].head = back[0].head, ""
-        back[0].chars += len(between) // (len(roles) + 1)
+        back[0].chars += between_bytes // (len(roles) + 1)
     return front + middle + back
 
 

@@ -18,8 +18,9 @@ _ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 _ASCII_WORDS = re.compile(r"[a-z]+|[0-9]+|\n+|[.?!:;] |[^\w\s]|_").findall
 _WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
 
-# What a word is, as bits.
-BREAK, CODE, DIGIT, NEWLINE, FOREIGN, QUESTION, QUOTE, UNKNOWN, COLON, FENCE = (1 << bit for bit in range(10))
+# What a word is: columns of Words.marks.
+CODE, NEWLINE, DIGIT, FOREIGN, FENCE, QUOTE, QUESTION, COLON = range(8)
+MARKS = 8
 
 BREAKS = frozenset((". ", "? ", "! ", ": ", "; ", "\n", "\n\n", "。", "？", "！", "；", "：", "؟", "।", "?", "!"))
 _CODE = frozenset("{}()[]=<>/\\_;*&|#'`+")
@@ -76,30 +77,18 @@ def stand_in(word: str) -> str:
     return STAND_INS[8]
 
 
-def bits_of(word: str) -> int:
-    """What a word of the vocabulary is."""
-    bits = 0
-    if word in BREAKS:
-        bits |= BREAK
-    if word in _CODE:
-        bits |= CODE
-    if word[0].isdigit():
-        bits |= DIGIT
-    if word[0] == "\n":
-        bits |= NEWLINE
-    if not word.isascii() or word in STAND_INS[3:]:
-        bits |= FOREIGN
-    if word in _QUESTIONS:
-        bits |= QUESTION
-    if word in _QUOTES:
-        bits |= QUOTE
-    if word in STAND_INS:
-        bits |= UNKNOWN
-    if word in (":", ": ", "："):
-        bits |= COLON
-    if word == "`":
-        bits |= FENCE
-    return bits
+def marks_of(word: str) -> list[bool]:
+    """What a word of the vocabulary is, in the order of the columns."""
+    return [
+        word in _CODE,
+        word[0] == "\n",
+        word[0].isdigit(),
+        not word.isascii() or word in STAND_INS[3:],
+        word == "`",
+        word in _QUOTES,
+        word in _QUESTIONS,
+        word in (":", ": ", "："),
+    ]
 
 
 class Words(dict[str, int]):
@@ -108,7 +97,8 @@ class Words(dict[str, int]):
     def __init__(self, words: list[str]) -> None:
         super().__init__((word, row) for row, word in enumerate(words))
         self.rows = len(words)
-        self.bits: NDArray[np.int16] = np.array([bits_of(word) for word in words], np.int16)
+        self.marks = np.array([marks_of(word) for word in words], np.float32)
+        self.breaks = np.array([word in BREAKS for word in words])
 
     def __missing__(self, word: str) -> int:
         row = self.get(plain(word))

@@ -180,10 +180,9 @@ class Net:
         x = x * (chance.random(x.shape) >= r.lost_structure) * (chance.random((len(x), 1)) >= r.blind)
         x = x.astype(np.float32)
         means, weight = batch.means, batch.weight
-        rooted = 1.0 / np.sqrt(weight)[:, None]
         parts = place_parts(batch.places)
-        pre = means @ p["projection"] + np.add.reduceat(self.pairs.value[lost_pairs], batch.starts, axis=0) * rooted
-        pre += np.add.reduceat(self.own.value[batch.ids] * counts[:, None], batch.starts, axis=0) / weight[:, None]
+        words = self.pairs.value[lost_pairs] + self.own.value[batch.ids] * counts[:, None]
+        pre = means @ p["projection"] + np.add.reduceat(words, batch.starts, axis=0) / weight[:, None]
         scores = np.zeros((len(pre), 1), np.float32)
         for part, offset in zip(parts, PART_OFFSETS, strict=True):
             pre += p["place"][offset + part]
@@ -232,8 +231,8 @@ class Net:
             "direct": x.T @ g_answer,
             "bias": g_answer.sum(0),
         }
-        g_words = (g_pre / weight[:, None])[batch.sentence] * counts[:, None]
-        self._step(gradients, lost_pairs, (g_pre * rooted)[batch.sentence], batch.ids, g_words, rate)
+        g_words = (g_pre / weight[:, None])[batch.sentence]
+        self._step(gradients, lost_pairs, g_words, batch.ids, g_words * counts[:, None], rate)
         return loss
 
     def _step(self, gradients: dict[str, Floats], pairs: Ints, g_pairs: Floats, words: Ints, g_words: Floats, rate: float) -> None:
