@@ -22,7 +22,7 @@ from gateway.classify.training.rows import load_rows
 from gateway.classify.words import SPECIAL, Table, plain, split
 
 VECTOR = 128
-PIECES = 22_000  # of the sentence model's own vocabulary, its commonest whole words of all languages
+PIECES = 26_000  # of the sentence model's own vocabulary, its commonest whole words of all languages
 LEAST_SEEN = 2  # how often a word of the training rows has to be there
 LONGEST = 24
 # A word's weight in a mean is c / (c + its frequency): words that are everywhere say little. Frequencies by rank, as Zipf has them.
@@ -56,7 +56,8 @@ def words_in(paths: list[Path]) -> list[str]:
     counts: Counter[str] = Counter()
     for row in load_rows(paths):
         counts.update(plain(word) for _, text in glance(row.body).pieces for word in split(text))
-    return sorted(word for word, count in counts.items() if count >= LEAST_SEEN and len(word) < LONGEST and (word.isalpha() or len(word) < 3))
+    often = (word for word, count in counts.items() if count >= LEAST_SEEN and len(word) < LONGEST)
+    return sorted(word for word in often if word.isalpha() or len(word) < 3)
 
 
 def make(paths: list[Path]) -> Table:
