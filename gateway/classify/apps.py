@@ -25,6 +25,11 @@ KEPT = 0.985
 # Clear disagreement: the message alone says another kind with at least this probability.
 CLEAR = 0.7
 MIXED_RATIO = 0.15
+LEAST_AGREEMENT_OF_NAMELESS = 0.97
+# An application is taken for one that does one thing as if it had done so this often before; agreement is over so many looks.
+TRUSTED_LOOKS, LONGEST_AGREEMENT = 9, 32
+# What messages before weigh (log ratio) for the next: so much each, up to a bound that a clear message still overcomes.
+STRENGTH, MOST_STRENGTH = 0.5, 4.0
 SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
@@ -50,28 +55,26 @@ class App:
 
     def look(self, probabilities: Floats, named: bool) -> Floats:
         """A message was looked at. What to believe of it, given those before."""
-        said = np.log(np.maximum(probabilities, _FLOOR) / _PRIOR)
-        before = int(self.evidence.argmax())
+        looks = self.looks
         alone = int(probabilities.argmax())
-        disagrees = self.looks > 0 and alone != before and float(probabilities[alone]) >= CLEAR
-        self.agreed += (float(not disagrees) - self.agreed) / min(self.looks + 1, 24)
-        self.evidence = self.evidence * np.float32(KEPT) + said * np.float32(WORTH if self.looks else 1.0)
-        self.looks += 1
-        mixed = self.agreed < 1.0 - MIXED_RATIO or (not named and self.agreed < 0.97)
+        disagrees = looks > 0 and alone != int(self.evidence.argmax()) and float(probabilities[alone]) >= CLEAR
+        self.agreed += (float(not disagrees) - self.agreed) / min(looks + TRUSTED_LOOKS, LONGEST_AGREEMENT)
+        before = self.evidence
+        said = np.log(np.maximum(probabilities, _FLOOR) / _PRIOR)
+        self.evidence = before * np.float32(KEPT) + said * np.float32(WORTH if looks else 1.0)
+        self.looks = looks + 1
+        mixed = self.agreed < (1.0 - MIXED_RATIO if named else LEAST_AGREEMENT_OF_NAMELESS)
         if disagrees or mixed:
             self.pause, self.due = 1, 0
-        if mixed:
-            return probabilities
-        if not named:
-            believed = probabilities  # its messages have nothing in common that could speak for them
-        else:
-            scores = self.evidence - self.evidence.max()
-            believed = np.exp(scores)
-            believed /= believed.sum()
-        if not disagrees and self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
+        elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
             self.due = self.pause
             self.pause = min(self.pause * 2, LONGEST_PAUSE if named else LONGEST_PAUSE_OF_NAMELESS)
-        return believed
+        if mixed or not named or not looks:
+            return probabilities
+        # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
+        expected = np.maximum(before - before.max(), -min(looks * STRENGTH, MOST_STRENGTH))
+        believed = probabilities * np.exp(expected)
+        return np.asarray(believed / believed.sum())
 
     def _is_settled(self) -> bool:
         scores = np.exp(self.evidence - self.evidence.max())

@@ -151,7 +151,10 @@ def _structure(body: Body, seen: Glance, words: Words, ids: NDArray[np.int64], b
         any(word[CODE] for word in ending[-1:]),
         whole[QUOTE] / count,
     )
-    return np.concatenate((np.array(figures, np.float32), _size_row(_TOTALS, body.text_bytes), _size_row(_LASTS, seen.last_chars)))
+    row: NDArray[np.float32] = np.concatenate(
+        (np.array(figures, np.float32), _size_row(_TOTALS, body.text_bytes), _size_row(_LASTS, seen.last_chars))
+    )
+    return row
 
 
 def _size_rows(octaves: NDArray[np.float32]) -> NDArray[np.float32]:

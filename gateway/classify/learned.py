@@ -20,7 +20,7 @@ from gateway.classify.verdict import Judge, Judged, verdict_of
 from gateway.config.catalog import Catalog
 from gateway.config.load import Loaded
 from gateway.config.settings import Classify
-from gateway.openai.body import Body
+from gateway.openai.body import MAX_INT, Body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,10 +70,9 @@ class Learned:
         verdict = verdict_of(judged, why)
         if app.due:
             app.boundary = judge.boundary_tokens
-            tokens = int(app.boundary) if app.boundary < 2**31 else 2**31
             why = f"known application, {app.looks} looks"
-            app.below = verdict_of(judge.judge(believed, min(tokens - 1, prompt_tokens)), why)
-            app.above = verdict_of(judge.judge(believed, max(tokens, prompt_tokens)), why)
+            app.below = verdict_of(judge.judge(believed, 0), why)
+            app.above = verdict_of(judge.judge(believed, MAX_INT), why)
         self._count(judged, alone)
         if self.shadow is not None:
             other = judge.judge(self.shadow.probabilities(features(body, self.shadow.words)), prompt_tokens)
@@ -101,6 +100,10 @@ class Learned:
     def forget(self) -> None:
         """No application is known any more."""
         self._known.clear()
+
+    def known(self) -> int:
+        """How many applications are remembered."""
+        return len(self._known)
 
     def kinds(self) -> Mapping[str, float]:
         """The share of each kind in what was looked at lately; empty before the first look."""

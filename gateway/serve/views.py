@@ -30,6 +30,7 @@ from gateway.state.history import MISSING_S
 from gateway.telemetry.exposition import render
 
 if TYPE_CHECKING:
+    from gateway.classify.learned import Learned
     from gateway.serve.worker import Worker
     from gateway.state.history import Others
     from gateway.state.store import Health
@@ -122,6 +123,9 @@ class WorkerViews:
                     )
                 )
         return views
+
+    def classifier(self) -> Learned | None:
+        return self._worker.learned
 
     def queues(self) -> list[QueueView]:
         now_s = self.now_s()
