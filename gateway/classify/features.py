@@ -75,14 +75,18 @@ def _sentences(breaks: NDArray[np.bool_], bounds: list[int], zones: list[int]) -
     starts[0] = 0
     np.add(last[:-1], 1, out=starts[1:])
     # Sentences are counted from the start of their part, and back from its end; the far edge of a part that was cut counts as far away.
-    pieces = range(len(zones))
-    tails = [index > 0 and zones[index - 1] == zones[index] for index in pieces]
-    to_end = last.searchsorted(piece_bounds)
-    begins = [0, *to_end[:-1].tolist()]
-    base = [(zones[index] * 2 + tails[index]) * 80 for index in pieces]
-    first = [begins[index] - (FAR if tails[index] else 0) for index in pieces]
-    final = [end - 1 + (FAR if index + 1 < len(zones) and tails[index + 1] else 0) for index, end in enumerate(to_end.tolist())]
-    of_piece = np.array([base, first, final]).repeat(np.diff(to_end, prepend=0), axis=1)
+    to_end = last.searchsorted(piece_bounds).tolist()
+    described: list[tuple[int, int, int]] = []
+    counts: list[int] = []
+    begin, previous = 0, -1
+    for index, zone in enumerate(zones):
+        end = to_end[index]
+        is_tail = zone == previous
+        is_cut = index + 1 < len(zones) and zones[index + 1] == zone
+        described.append(((zone * 2 + is_tail) * 80, begin - FAR if is_tail else begin, end - 1 + FAR if is_cut else end - 1))
+        counts.append(end - begin)
+        begin, previous = end, zone
+    of_piece = np.array(described).T.repeat(counts, axis=1)
     order = np.arange(len(last))
     places = of_piece[0]
     places += np.minimum(order - of_piece[1], 3) * 20
@@ -105,11 +109,9 @@ def _structure(body: Body, seen: Glance, words: Words, ids: NDArray[np.int64], b
                 begin = bounds[index - 1] if index else 0
             end = bounds[index]
     marks = words.marks.take(ids[begin:end], axis=0)
-    whole = marks.sum(0).tolist()
-    head = marks[:EDGE_WORDS].sum(0).tolist()
-    tail_words = marks[-EDGE_WORDS:]
-    tail = tail_words.sum(0).tolist()
-    ending = tail_words[-8:].tolist()
+    whole = _count(marks)
+    head, tail = _count(marks[:EDGE_WORDS]), _count(marks[-EDGE_WORDS:])
+    ending = marks[-8:].tolist()
     count = end - begin + 5.0
     edge = min(end - begin, EDGE_WORDS) + 5.0
     start = bytes(body.prompt[:FIM_LOOK_BYTES])
@@ -155,6 +157,16 @@ def _structure(body: Body, seen: Glance, words: Words, ids: NDArray[np.int64], b
         (np.array(figures, np.float32), _size_row(_TOTALS, body.text_bytes), _size_row(_LASTS, seen.last_chars))
     )
     return row
+
+
+def _count(marks: NDArray[np.float32]) -> list[float]:
+    """How many words have each mark. A product with ones is four times as quick as a sum along the first axis."""
+    found: list[float] = (_ONES[: len(marks)] @ marks).tolist()
+    return found
+
+
+# Pieces are cut to some thousand characters, none of which is more than a word.
+_ONES = np.ones(8192, np.float32)
 
 
 def _size_rows(octaves: NDArray[np.float32]) -> NDArray[np.float32]:
