@@ -34,6 +34,8 @@ SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
 LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
+# What a log told of an application counts as this many looks at most.
+MOST_LOOKS_TOLD = 8
 _FLOOR = np.float32(LEAST_PROBABILITY)
 _PRIOR = np.float32(1.0 / len(KINDS))
 
@@ -52,6 +54,12 @@ class App:
         self.below: Verdict | None = None  # for prompts shorter than `boundary` tokens
         self.above: Verdict | None = None
         self.boundary = 0.0
+
+    def is_told(self, counts: list[int]) -> None:
+        """How often its requests were tagged as each kind: what it starts from."""
+        share = (np.array(counts, np.float32) + 0.5) / (sum(counts) + 0.5 * len(counts))
+        self.evidence = np.log(share / _PRIOR) * np.float32(min(sum(counts), MOST_LOOKS_TOLD))
+        self.looks = min(sum(counts), MOST_LOOKS_TOLD)
 
     def look(self, probabilities: Floats, named: bool) -> Floats:
         """A message was looked at. What to believe of it, given those before."""

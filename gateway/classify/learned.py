@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from gateway.classify.apps import App, Apps
+from gateway.classify.apps import App, Apps, Key
 from gateway.classify.explicit import Tenant, Verdict
 from gateway.classify.features import features
 from gateway.classify.model import KINDS, Floats, Model
@@ -40,6 +40,7 @@ class Learned:
         self.judge = Judge(catalog, settings.costs, settings.fallback)
         self.apps = apps if apps is not None and apps.most == settings.remembered else Apps(settings.remembered)
         self._known = self.apps.by_key
+        self._told = {(tenant, app): counts for tenant, app, counts in model.notes.get("applications", ())}
         self.looks = 0
         self.remembered = 0  # answers from memory
         self.confidence = [0] * CONFIDENCE_STEPS  # looks, by tenths of probability
@@ -57,9 +58,13 @@ class Learned:
             verdict = app.above if prompt_tokens >= app.boundary else app.below
             if verdict is not None:
                 return verdict
-        return self._look(self.apps.of(key), body, prompt_tokens)
+        return self._look(self.apps.of(key), key, body, prompt_tokens)
 
-    def _look(self, app: App, body: Body, prompt_tokens: int) -> Verdict:
+    def _look(self, app: App, key: Key, body: Body, prompt_tokens: int) -> Verdict:
+        if not app.looks and self._told:
+            counts = self._told.get(key[:2])
+            if counts is not None:
+                app.is_told([counts.get(kind, 0) for kind in KINDS])
         seen = features(body, self.model.words)
         alone = self.model.probabilities(seen)
         believed = app.look(alone, self._is_named(body))

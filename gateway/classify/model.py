@@ -82,6 +82,8 @@ class Model:
         both = np.concatenate((w.structure, w.direct), axis=1)
         self._structure = np.ascontiguousarray(both / w.spread[:, None])
         self._structure_bias = np.concatenate((w.structure_bias, w.bias)) - (w.mean / w.spread) @ both
+        prior = self.notes.get("prior", {})  # of a site whose mix is another than was trained on (training/site.py)
+        self._structure_bias[-len(KINDS) :] += self.temperature * np.log([prior.get(kind, 1.0) for kind in KINDS])
 
     def scores(self, seen: Features) -> Floats:
         """Unnormalised log probabilities of KINDS."""

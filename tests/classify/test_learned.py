@@ -10,6 +10,7 @@ import pytest
 
 from gateway.classify import apps
 from gateway.classify.explicit import ANYBODY, Classifier, Tenant
+from gateway.classify.features import features
 from gateway.classify.learned import Learned, divergence
 from gateway.classify.model import KINDS, SHIPPED_MODEL, SHIPPED_WORDS, Model, ModelError
 from gateway.config.load import of_settings
@@ -32,6 +33,10 @@ def settings(**classify: Any) -> Settings:
             "classify": classify,
         }
     )
+
+
+def chat(text: str) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode()
 
 
 class Site:
@@ -133,6 +138,29 @@ def test_a_short_system_text_names_no_application() -> None:
     for number in range(8):
         site.ask(f"Hello, when do you open on day {number}?", "You are a helpful assistant.")
     assert site.ask("Write a Python function that merges two lists.", "You are a helpful assistant.").use_case == "code_generation"
+
+
+def test_an_application_that_tagged_itself_in_the_log_is_known_by_its_first_untagged_request() -> None:
+    system = "You are part of a pipeline. The user message is a record. Follow the profile that was agreed on for this client. " * 2
+    body = bodies.read(
+        json.dumps({"model": "m", "messages": [{"role": "system", "content": system}, {"role": "user", "content": "x"}]}).encode(),
+        Endpoint.CHAT,
+        Limits(),
+    )
+    told = Model.load(table=MODEL.table)
+    told.notes["applications"] = [["anonymous", body.app, {"translation": 40}]]
+    assert Site(told).ask("Record 17: lamps, two, blue.", system).use_case == "translation"
+
+
+def test_a_sites_mix_moves_what_is_unclear() -> None:
+    text = "lamps and boats"
+    before = MODEL.probabilities(features(bodies.read(chat(text), Endpoint.CHAT, Limits()), MODEL.words))
+    notes = MODEL.notes | {"prior": {"summary": 3.0}}
+    moved = Model(MODEL.weights, MODEL.table, MODEL.temperature, notes)
+    after = moved.probabilities(features(bodies.read(chat(text), Endpoint.CHAT, Limits()), MODEL.words))
+    summary = KINDS.index("summary")
+    odds = float(after[summary] / (1 - after[summary])) / float(before[summary] / (1 - before[summary]))
+    assert odds == pytest.approx(3.0, rel=0.01)
 
 
 def test_tenants_do_not_share_what_is_remembered() -> None:

@@ -12,6 +12,9 @@ from gateway.classify.model import KINDS, Floats, Model, Weights
 from gateway.classify.training.net import Net, Recipe, Seen, batch_of, together
 from gateway.classify.words import Table
 
+# However few rows there are, an epoch has this many steps.
+LEAST_STEPS = 16
+
 Progress = Callable[[], None]
 
 
@@ -33,16 +36,17 @@ def fit(
     chances = shares / shares.sum()
     wanted = np.full((len(rows), len(KINDS)), recipe.doubt / len(KINDS), np.float32)
     wanted[np.arange(len(rows)), kinds] += 1.0 - recipe.doubt
+    batch = min(recipe.batch, max(len(rows) // LEAST_STEPS, 8))
     nets: list[Net] = []
     for head in range(heads):
         chance = np.random.default_rng([seed, head])
         net = Net(counts, vectors.shape[1], structure, recipe, chance)
-        steps_of_epoch = ceil(len(rows) / recipe.batch)
+        steps_of_epoch = ceil(len(rows) / batch)
         steps, step = recipe.epochs * steps_of_epoch, 0
         for _ in range(recipe.epochs):
             drawn = chance.choice(len(rows), len(rows), p=chances)
-            for begin in range(0, len(rows), recipe.batch):
-                chosen = drawn[begin : begin + recipe.batch]
+            for begin in range(0, len(rows), batch):
+                chosen = drawn[begin : begin + batch]
                 rate = recipe.rate * 0.5 * (1 + cos(pi * step / steps))
                 net.learn(batch_of([seen[i] for i in chosen], chance, recipe), wanted[chosen], rate)
                 step += 1
