@@ -19,6 +19,8 @@ VERBS: dict[str, str] = {
     "engine": "A simulated OpenAI engine that takes the time a GPU would.",
     "load": "Open-loop load against any OpenAI-compatible URL; attainment over offered.",
     "simulate": "The live decision core against baselines, on made-up time.",
+    "classify": "What the gateway would take a request for, and why.",
+    "train": "Fit a classifier to labelled requests, or to a site's own log.",
     "explain": "Why a request was placed, held back or refused as it was.",
     "slo": "Attainment, percentiles and goodput per class, for the whole fleet.",
     "keys": "Make an API key and its line for the configuration.",

@@ -222,6 +222,9 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
             expect(name, catalog.classes, "an experience class", "keys", index, "quota", "classes", name)
     wrong += [(("state", *path), problem, "", []) for path, problem in _certificate_problems(settings.state)]
     expect(settings.classify.fallback, catalog.use_cases, "a use case", "classify", "fallback")
+    for true, taken in settings.classify.costs.pairs.items():
+        for name in (true, *taken):
+            expect(name, catalog.use_cases, "a use case", "classify", "costs", "pairs", true)
     for name in settings.classes:
         expect(name, catalog.classes, "an experience class", "classes", name)
     for at, name in enumerate(settings.coalesce.classes):

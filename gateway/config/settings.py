@@ -233,13 +233,36 @@ class ClassChange(ConfigModel):
     """bounds of waiting work"""
 
 
+class Costs(ConfigModel):
+    """What it costs to take a request for another use case than it is, on any scale. The verdict has the least expected cost."""
+
+    wrong: Money = 1.0
+    """of any mistake"""
+    looser: Money = 0.5
+    """and for each class too loose, which users feel"""
+    tighter: Money = 0.1
+    """and for each class too tight, which only costs money"""
+    pairs: dict[Name, dict[Name, Money]] = {}
+    """costs of your own: `{code_completion: {research_legal: 10}}` is what it costs to treat the first as the second"""
+
+
 class Classify(ConfigModel):
     """Whose use case a request is when it does not say."""
 
-    confidence_floor: Ratio = 0.6
+    learned: Flag = True
+    """false: only what the request says itself and its shape decide"""
+    model: Text = ""
+    """a model that `slo-gateway train` made, relative to this file; the one that comes with the gateway when left out"""
+    shadow: Text = ""
+    """another model, which is asked too but never obeyed; metrics tell where the two differ"""
+    remembered: PositiveCount = 20_000
+    """applications whose use case is remembered, the ones met last"""
+    confidence_floor: Ratio = 0.25
     """below this the learned answer is not trusted and the fallback stands"""
     fallback: Name = "chatbot"
     """the use case when nothing else decides"""
+    costs: Costs = Costs()
+    """what a mistake costs"""
 
 
 class Limits(ConfigModel):

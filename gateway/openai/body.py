@@ -308,8 +308,7 @@ def _quick(raw: bytes, limits: Limits) -> Body | None:
         body.service_tier, body.plain = tier, False
     body.prompt = view
     body.text_bytes = len(messages) if said.tools is None else len(messages) + len(memoryview(said.tools))
-    first = messages[:APP_BYTES]
-    body.app = (crc32(first) if b'"system"' in first[:200] or b'"developer"' in first[:200] else crc32(model.encode())) | 1
+    body.app = _app_of(messages[:APP_BYTES]) or crc32(model.encode()) | 1
     if len(messages) >= 2 * BLOCK_BYTES:
         body.prefix_hashes = _prefix_hashes(messages)
     return body
@@ -421,9 +420,9 @@ def _read_metadata(body: Body, value: msgspec.Raw, limits: Limits) -> None:
 def _recognise(body: Body, prompt: memoryview) -> None:
     """Whose traffic is this like (the application repeats its first message), and which blocks of the prompt may an engine still hold?"""
     fields = body.fields
-    start = bytes(prompt[:APP_BYTES])
-    if b'"system"' in start[:200] or b'"developer"' in start[:200]:
-        body.app = crc32(start) | 1
+    app = _app_of(bytes(prompt[:APP_BYTES]))
+    if app:
+        body.app = app
     elif "system" in fields:
         body.app = crc32(memoryview(fields["system"])[:APP_BYTES]) | 1
     elif "instructions" in fields:
@@ -432,6 +431,14 @@ def _recognise(body: Body, prompt: memoryview) -> None:
         body.app = crc32(body.model.encode()) | 1
     if len(prompt) >= 2 * BLOCK_BYTES:
         body.prefix_hashes = _prefix_hashes(bytes(prompt[: MAX_BLOCKS * BLOCK_BYTES]))
+
+
+def _app_of(start: bytes) -> int:
+    """The fingerprint of the system text that messages begin with, the user's words left out; 0 when they begin with none."""
+    if b'"system"' not in start[:200] and b'"developer"' not in start[:200]:
+        return 0
+    user = start.find(b'"user"')
+    return crc32(start[:user] if user > 0 else start) | 1
 
 
 def _prefix_hashes(prompt: bytes) -> tuple[int, ...]:

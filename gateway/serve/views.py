@@ -31,6 +31,7 @@ from gateway.telemetry.exposition import render
 from gateway.telemetry.openmetrics import written
 
 if TYPE_CHECKING:
+    from gateway.classify.learned import Learned
     from gateway.serve.worker import Worker
     from gateway.state.history import Others
     from gateway.state.store import Health
@@ -127,6 +128,9 @@ class WorkerViews:
                     )
                 )
         return views
+
+    def classifier(self) -> Learned | None:
+        return self._worker.learned
 
     def queues(self) -> list[QueueView]:
         now_s = self.now_s()

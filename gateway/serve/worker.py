@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import gateway
 from gateway import policies
 from gateway.classify.explicit import Classifier
+from gateway.classify.learned import Learned, learned_of
 from gateway.config.build import core_settings, instance_specs, step_facts
 from gateway.config.load import Loaded
 from gateway.config.settings import Pool
@@ -80,13 +81,15 @@ class Worker:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.drained: set[str] = set()  # instances an operator has taken out
+        self.learned: Learned | None = None  # the classifier for what nobody tagged
         self._configure()
 
     # ---- configuration
 
     def _configure(self) -> None:
         settings, catalog = self.loaded.settings, self.loaded.catalog
-        self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog))
+        self.learned = learned_of(self.loaded, self.learned)
+        self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog, self.learned))
         self.front.quotas = quotas_of(settings, time.monotonic, self.front.quotas)
         self.specs = instance_specs(settings, catalog)
         made: dict[str, Upstream] = {}

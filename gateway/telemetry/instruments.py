@@ -13,7 +13,7 @@ from gateway.core.flow import Endpoint, FailReason, RefuseReason
 from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import OTEL_DURATION_EDGES_S, OTEL_TPOT_EDGES_S, OTEL_TTFT_EDGES_S, Histogram
 from gateway.measure.tally import Tally
-from gateway.telemetry.sources import InstanceLoad, QueueLoad, QuotaNow, Sources, StoreNow
+from gateway.telemetry.sources import ClassifierNow, InstanceLoad, QueueLoad, QuotaNow, Sources, StoreNow
 
 CELL_LABELS = CellKey._fields
 RESULTS = ("attained", "missed", "refused", "failed", "client_gone", "client_error")
@@ -118,6 +118,11 @@ def _quotas(sources: Sources) -> Sequence[QuotaNow]:
 
 def _per_queue(figure: Callable[[QueueLoad], float]) -> Callable[[Sources, Iterable[CellKey]], Samples]:
     return lambda sources, _: [((q.model, q.experience_class), figure(q)) for q in sources.queues()]
+
+
+def _classifier(sources: Sources) -> Sequence[ClassifierNow]:
+    learned = sources.classifier()
+    return [] if learned is None else [learned]
 
 
 def _pool_costs(sources: Sources, _: Iterable[CellKey]) -> Samples:
@@ -316,6 +321,50 @@ METRICS: tuple[Metric, ...] = (
         "Requests refused because a quota was used up; they count neither as offered nor as missed.",
         _QUOTA,
         lambda sources, _: sources.quota_refused().items(),
+        kind="counter",
+    ),
+    # How requests that nobody tagged are classified.
+    Reading(
+        "slo_gateway_classified_total",
+        "Requests whose use case was learnt: from a look at them, or from memory of their application.",
+        ("source",),
+        lambda sources, _: [sample for now in _classifier(sources) for sample in ((("look",), now.looks), (("memory",), now.remembered))],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_classify_confidence_total",
+        "Looks by how sure they were; `at_most` is the upper edge of the tenth.",
+        ("at_most",),
+        lambda sources, _: [
+            ((f"{(tenth + 1) / 10:.1f}",), count) for now in _classifier(sources) for tenth, count in enumerate(now.confidence)
+        ],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_classify_mix_ratio",
+        "Share of each kind among the last some hundred looks.",
+        ("kind",),
+        lambda sources, _: [((kind,), share) for now in _classifier(sources) for kind, share in now.kinds().items()],
+        unit="1",
+    ),
+    Reading(
+        "slo_gateway_classify_drift_ratio",
+        "How far that mix is from the one that was trained on: 0 is the same, 1 has nothing in common (Jensen-Shannon divergence).",
+        (),
+        lambda sources, _: [((), drift) for now in _classifier(sources) if (drift := now.drift()) is not None],
+        unit="1",
+    ),
+    Reading(
+        "slo_gateway_classify_known_applications",
+        "Applications whose use case is remembered.",
+        (),
+        lambda sources, _: [((), now.known()) for now in _classifier(sources)],
+    ),
+    Reading(
+        "slo_gateway_classify_shadow_total",
+        "Looks by their use case and by what the shadow model would have said.",
+        ("use_case", "shadow_use_case"),
+        lambda sources, _: [(pair, count) for now in _classifier(sources) for pair, count in now.shadowed.items()],
         kind="counter",
     ),
     # The process itself.

@@ -100,6 +100,25 @@ class SharesNow(Protocol):
     def quotas(self) -> Sequence[QuotaNow]: ...
 
 
+class ClassifierNow(Protocol):
+    """What the learned classifier has seen."""
+
+    @property
+    def looks(self) -> int: ...
+    @property
+    def remembered(self) -> int: ...
+    @property
+    def confidence(self) -> Sequence[int]: ...
+    @property
+    def shadowed(self) -> Mapping[tuple[str, str], int]: ...
+
+    def known(self) -> int: ...
+
+    def kinds(self) -> Mapping[str, float]: ...
+
+    def drift(self) -> float | None: ...
+
+
 class Sources(Protocol):
     """Where gauges and the process's own counters come from; implemented by serve.py over the live objects."""
 
@@ -111,6 +130,10 @@ class Sources(Protocol):
 
     def quota_refused(self) -> Mapping[tuple[str, str], int]:
         """Requests refused because a quota was used up, by quota and measure."""
+        ...
+
+    def classifier(self) -> ClassifierNow | None:
+        """The learned classifier; None when only tags and shapes decide."""
         ...
 
     def targets(self, use_case: str, experience_class: str) -> SloTargets | None: ...

@@ -103,7 +103,7 @@ def test_a_looser_class_is_always_given() -> None:
 
 def test_a_guess_counts_only_above_the_floor() -> None:
     sure = Classifier(LOADED.settings, LOADED.catalog, lambda body, tenant, tokens: Verdict("translation", 0.9, "learned 0.90"))
-    unsure = Classifier(LOADED.settings, LOADED.catalog, lambda body, tenant, tokens: Verdict("translation", 0.3, "learned 0.30"))
+    unsure = Classifier(LOADED.settings, LOADED.catalog, lambda body, tenant, tokens: Verdict("translation", 0.2, "learned 0.20"))
     body = read(b'{"model":"m","messages":[]}', Endpoint.CHAT, Limits())
     assert sure.tag(body, {}, ANY, 10).why == "learned 0.90"
     assert unsure.tag(body, {}, ANY, 10).use_case == "chatbot"

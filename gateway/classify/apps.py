@@ -1,0 +1,108 @@
+"""What applications have asked for so far: evidence that adds up, and a verdict that stands while it holds.
+
+An application repeats itself (its key, its system text, its tools, the rough size of its prompts), so its requests are looked at less and
+less: each of the first ones, then every second, fourth, ... Messages that clearly say something else bring the looking back; where they
+keep coming, the application is one that does many things, and each request is judged by itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from gateway.classify.explicit import Verdict
+from gateway.classify.model import KINDS, Floats
+
+Key = tuple[str, int, int]
+
+# One message moves the evidence by at most this much (log ratio 3.0), so that no single one decides against many.
+LEAST_PROBABILITY = 0.05
+# Messages of an application resemble each other: two of them say less than twice as much as one.
+WORTH = 0.6
+# Evidence fades: half of it is gone after some 45 messages looked at, so that an application may change.
+KEPT = 0.985
+# Clear disagreement: the message alone says another kind with at least this probability.
+CLEAR = 0.7
+MIXED_RATIO = 0.15
+LEAST_AGREEMENT_OF_NAMELESS = 0.97
+# An application is taken for one that does one thing as if it had done so this often before; agreement is over so many looks.
+TRUSTED_LOOKS, LONGEST_AGREEMENT = 9, 32
+# What messages before weigh (log ratio) for the next: so much each, up to a bound that a clear message still overcomes.
+STRENGTH, MOST_STRENGTH = 0.5, 4.0
+SETTLED_PROBABILITY = 0.9
+# How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
+LOOKS, LOOKS_OF_NAMELESS = 4, 64
+LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
+# What a log told of an application counts as this many looks at most.
+MOST_LOOKS_TOLD = 8
+_FLOOR = np.float32(LEAST_PROBABILITY)
+_PRIOR = np.float32(1.0 / len(KINDS))
+
+
+class App:
+    """One application. `due`: how many requests are answered from memory before the next is looked at."""
+
+    __slots__ = ("above", "agreed", "below", "boundary", "due", "evidence", "looks", "pause")
+
+    def __init__(self) -> None:
+        self.evidence: Floats = np.zeros(len(KINDS), np.float32)
+        self.looks = 0
+        self.agreed = 1.0  # share of messages that did not clearly disagree, fading
+        self.pause = 1
+        self.due = 0
+        self.below: Verdict | None = None  # for prompts shorter than `boundary` tokens
+        self.above: Verdict | None = None
+        self.boundary = 0.0
+
+    def is_told(self, counts: list[int]) -> None:
+        """How often its requests were tagged as each kind: what it starts from."""
+        share = (np.array(counts, np.float32) + 0.5) / (sum(counts) + 0.5 * len(counts))
+        self.evidence = np.log(share / _PRIOR) * np.float32(min(sum(counts), MOST_LOOKS_TOLD))
+        self.looks = min(sum(counts), MOST_LOOKS_TOLD)
+
+    def look(self, probabilities: Floats, named: bool) -> Floats:
+        """A message was looked at. What to believe of it, given those before."""
+        looks = self.looks
+        alone = int(probabilities.argmax())
+        disagrees = looks > 0 and alone != int(self.evidence.argmax()) and float(probabilities[alone]) >= CLEAR
+        self.agreed += (float(not disagrees) - self.agreed) / min(looks + TRUSTED_LOOKS, LONGEST_AGREEMENT)
+        before = self.evidence
+        said = np.log(np.maximum(probabilities, _FLOOR) / _PRIOR)
+        self.evidence = before * np.float32(KEPT) + said * np.float32(WORTH if looks else 1.0)
+        self.looks = looks + 1
+        mixed = self.agreed < (1.0 - MIXED_RATIO if named else LEAST_AGREEMENT_OF_NAMELESS)
+        if disagrees or mixed:
+            self.pause, self.due = 1, 0
+        elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
+            self.due = self.pause
+            self.pause = min(self.pause * 2, LONGEST_PAUSE if named else LONGEST_PAUSE_OF_NAMELESS)
+        if mixed or not named or not looks:
+            return probabilities
+        # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
+        expected = np.maximum(before - before.max(), -min(looks * STRENGTH, MOST_STRENGTH))
+        believed = probabilities * np.exp(expected)
+        return np.asarray(believed / believed.sum())
+
+    def _is_settled(self) -> bool:
+        scores = np.exp(self.evidence - self.evidence.max())
+        return float(scores.max() / scores.sum()) >= SETTLED_PROBABILITY
+
+
+class Apps:
+    """The applications met last, at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.by_key: OrderedDict[Key, App] = OrderedDict()
+
+    def of(self, key: Key) -> App:
+        """The application, new if it was not known."""
+        app = self.by_key.get(key)
+        if app is None:
+            app = self.by_key[key] = App()
+            if len(self.by_key) > self.most:
+                self.by_key.popitem(last=False)
+        else:
+            self.by_key.move_to_end(key)
+        return app

@@ -1,0 +1,146 @@
+"""Words as numbers: a vocabulary with a vector for each, learnt from a sentence model once and shipped (words.npz).
+
+A word that is not in it is taken for the longest word that it begins with, else for its script. Scripts that write without spaces are
+read in pairs of letters.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Scripts that write without spaces: kana, han, thai.
+_ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
+# The space before a word is taken along: to fail at each costs a quarter of the time.
+_ASCII_WORDS = re.compile(r" ?([a-z]+|[0-9]+|\n+|[.?!:;] |[^\w\s]|_)").findall
+_WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
+
+# What a word is: columns of Words.marks.
+CODE, NEWLINE, DIGIT, FOREIGN, FENCE, QUOTE, QUESTION, COLON = range(8)
+MARKS = 8
+
+BREAKS = frozenset((". ", "? ", "! ", ": ", "; ", "\n", "\n\n", "。", "？", "！", "；", "：", "؟", "।", "?", "!"))
+_CODE = frozenset("{}()[]=<>/\\_;*&|#'`+")
+_QUESTIONS = frozenset(("?", "? ", "？", "؟"))
+_QUOTES = frozenset('"“”«»「」')
+
+# Stand-ins for what no word stands for; the order is that of _stand_in.
+STAND_INS = ("<short>", "<word>", "<long>", "<greek or cyrillic>", "<semitic>", "<han>", "<hangul>", "<latin>", "<other>")
+SPECIAL = ("\n", "\n\n", ". ", "? ", "! ", ": ", "; ", "0", "00", "0000", *STAND_INS)
+# The shortest beginning that stands for a word: where letters are sounds, and where they are syllables or words.
+LEAST_LETTERS, LEAST_SYLLABLES = 4, 1
+MAX_REMEMBERED = 20_000
+
+
+def split(text: str) -> list[str]:
+    """The words of a text, marks and line ends included, in lower case."""
+    text = text.lower()
+    if text.isascii():
+        return list(_ASCII_WORDS(text))
+    words: list[str] = []
+    for word in _WORDS(text):
+        if len(word) > 2 and "\u0e00" <= word[0] <= "\u9fff" and (word[0] <= "\u0e7f" or word[0] >= "\u3040"):
+            words.extend(map("".join, pairwise(word)))
+        else:
+            words.append(word)
+    return words
+
+
+def plain(word: str) -> str:
+    """One word for all that are the same for us: numbers by their length, line ends by one or more."""
+    first = word[0]
+    if first == "\n":
+        return "\n" if len(word) == 1 else "\n\n"
+    if first.isdigit():
+        return "0" if len(word) == 1 else "00" if len(word) < 4 else "0000"
+    return word
+
+
+def stand_in(word: str) -> str:
+    """What a word is taken for that begins like no other."""
+    code = ord(word[0])
+    if code < 0x7F:
+        return STAND_INS[0 if len(word) < 4 else 1 if len(word) < 12 else 2]
+    if code < 0x250:
+        return STAND_INS[7]
+    if 0x370 <= code < 0x530:
+        return STAND_INS[3]
+    if 0x590 <= code < 0x780:
+        return STAND_INS[4]
+    if 0x1100 <= code < 0x1200 or 0xAC00 <= code < 0xD7B0:
+        return STAND_INS[6]
+    if 0x2E80 <= code < 0xA000 or 0xF900 <= code < 0xFB00:
+        return STAND_INS[5]
+    return STAND_INS[8]
+
+
+def marks_of(word: str) -> list[bool]:
+    """What a word of the vocabulary is, in the order of the columns."""
+    return [
+        word in _CODE,
+        word[0] == "\n",
+        word[0].isdigit(),
+        not word.isascii() or word in STAND_INS[3:],
+        word == "`",
+        word in _QUOTES,
+        word in _QUESTIONS,
+        word in (":", ": ", "："),
+    ]
+
+
+class Words(dict[str, int]):
+    """word -> row of the table. Look-ups that miss are answered by what the word is like, and remembered up to a bound."""
+
+    def __init__(self, words: list[str]) -> None:
+        super().__init__((word, row) for row, word in enumerate(words))
+        self.rows = len(words)
+        self.marks = np.array([marks_of(word) for word in words], np.float32)
+        self.breaks = np.array([word in BREAKS for word in words])
+
+    def __missing__(self, word: str) -> int:
+        row = self.get(plain(word))
+        if row is None:
+            least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
+            for end in range(min(len(word) - 1, 16), least - 1, -1):
+                row = self.get(word[:end])
+                if row is not None:
+                    break
+            else:
+                row = self.get(stand_in(word), 0)
+        if len(self) < self.rows + MAX_REMEMBERED and len(word) < 32:
+            self[word] = row
+        return row
+
+
+class Table:
+    """The vocabulary with its vectors."""
+
+    def __init__(self, words: list[str], vectors: NDArray[np.int8], scales: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
+        self.list = words
+        self.words = Words(words)
+        self.vectors, self.scales, self.weights = vectors, scales, weights
+
+    @classmethod
+    def load(cls, path: Path) -> Table:
+        """As `save` wrote it."""
+        with np.load(path) as file:
+            words = file["words"].tobytes().decode("utf8").split("\0")
+            return cls(words, file["vectors"], file["scales"], file["weights"])
+
+    def save(self, path: Path) -> None:
+        """One file: words, int8 vectors with a scale each, and how much each word counts in a mean."""
+        np.savez(
+            path,
+            words=np.frombuffer("\0".join(self.list).encode("utf8"), np.uint8),
+            vectors=self.vectors,
+            scales=self.scales.astype(np.float16),
+            weights=self.weights.astype(np.float16),
+        )
+
+    def dense(self) -> NDArray[np.float32]:
+        """The vectors as they are computed with."""
+        return self.vectors.astype(np.float32) * self.scales.astype(np.float32)[:, None]
