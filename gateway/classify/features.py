@@ -172,7 +172,8 @@ _ONES = np.ones(8192, np.float32)
 def _size_rows(octaves: NDArray[np.float32]) -> NDArray[np.float32]:
     """A row for each eighth of an octave: how far a size is above each of the octaves, 0..1."""
     sizes = np.arange(SIZE_STEPS, dtype=np.float32)[:, None] / 8.0
-    return np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)
+    rows: NDArray[np.float32] = np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)
+    return rows
 
 
 def _size_row(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -20,7 +20,8 @@ from gateway.classify.verdict import Judge, Judged, verdict_of
 from gateway.config.catalog import Catalog
 from gateway.config.load import Loaded
 from gateway.config.settings import Classify
-from gateway.openai.body import MAX_INT, Body
+from gateway.openai.body import Body
+from gateway.openai.chat import MAX_INT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -91,6 +91,12 @@ class Stopwatch:
                 self._record(gap_s, 1)
             fresh.clear()
 
+    def tell(self, placement: Placement) -> None:
+        """Count, and let who asks the placement know how far it is."""
+        self.fold()
+        placement.output_tokens = self.deltas
+        placement.last_token_at_s = self.last_at_s
+
     def _record(self, gap_s: float, times: int) -> None:
         """Histogram.record, written out for two arrays at once."""
         itl = self._cell.now.itl
@@ -142,6 +148,7 @@ class Stopwatch:
 
 def outcome_of(placement: Placement, watch: Stopwatch, usage: Mapping[str, int] | None, now_s: float) -> Outcome:
     """What a request that ends now has got, as a completed one; `usage` is the engine's own count, None = it told none."""
+    watch.tell(placement)
     request = placement.ticket.request
     prompt_tokens, cached_tokens, output_tokens = request.prompt_tokens, 0, watch.deltas
     if usage:

@@ -13,6 +13,7 @@ from zlib import crc32
 import msgspec
 
 from gateway.core.flow import Endpoint
+from gateway.openai.chat import MAX_INT, MAX_TAG_CHARS, taken_apart
 from gateway.openai.errors import ApiError, Kind
 
 
@@ -39,8 +40,6 @@ _EMPTY = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*\}[ \t\n\r]*")
 BLOCK_BYTES = 1024
 MAX_BLOCKS = 16
 APP_BYTES = 640
-MAX_TAG_CHARS = 64
-MAX_INT = 2**31 - 1
 
 # Where the prompt is, by endpoint.
 _PROMPT = {
@@ -53,34 +52,8 @@ _PROMPT = {
 _LISTS = frozenset((Endpoint.CHAT, Endpoint.MESSAGES))
 
 
-class _Chat(msgspec.Struct, gc=False):
-    """The fields of a chat that are read; decoded in one go where nothing is out of the ordinary."""
-
-    model: str
-    messages: msgspec.Raw
-    stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
-    tools: msgspec.Raw | None = None
-    service_tier: str | None = None
-    metadata: msgspec.Raw | None = None
-    stream_options: msgspec.Raw | None = None
-
-
-class _Messages(msgspec.Struct, gc=False):
-    messages: msgspec.Raw
-
-
-_messages_of = msgspec.json.Decoder(_Messages).decode
-_chat_of = msgspec.json.Decoder(_Chat).decode
-_CHAT_KEYS = tuple(f'"{name}"'.encode() for name in _Chat.__struct_fields__)
 # Larger bodies are walked key by key: beside their size it costs nothing.
 _QUICK_BYTES = 65536
-# What stands around the messages, and what it says: an application repeats it with every request.
-_MAX_SHAPES = 4096
-_MAX_SHAPE_BYTES = 2048
-_shapes: dict[bytes, _Chat | None] = {}
 
 
 class Body:
@@ -281,20 +254,10 @@ def read(raw: bytes, endpoint: Endpoint, limits: Limits) -> Body:
 
 def _quick(raw: bytes, limits: Limits) -> Body | None:
     """A chat in which nothing is out of the ordinary; None leaves it to the exact reading, which finds out what is."""
-    try:
-        view = memoryview(_messages_of(raw).messages)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    found = taken_apart(raw)
+    if found is None:
         return None
-    messages = bytes(view)
-    start = raw.find(b"[", raw.find(b'"messages"'))
-    if not raw.startswith(messages, start):
-        return None
-    around = raw[:start] + raw[start + len(messages) :]
-    said = _shapes.get(around, _unknown)
-    if said is _unknown:
-        said = _shape(around)
-    if said is None:
-        return None
+    said, view, messages = found
     model, n, most, tier = said.model, said.n, said.max_completion_tokens, said.service_tier
     if len(model) > limits.model_chars or (n is not None and n > limits.choices):
         return None
@@ -312,40 +275,6 @@ def _quick(raw: bytes, limits: Limits) -> Body | None:
     if len(messages) >= 2 * BLOCK_BYTES:
         body.prefix_hashes = _prefix_hashes(messages)
     return body
-
-
-_unknown: Any = object()
-
-
-def _shape(around: bytes) -> _Chat | None:
-    """What is said around messages that were taken out; None when it takes the exact reading."""
-    said = _ordinary(around)
-    if len(around) <= _MAX_SHAPE_BYTES:
-        if len(_shapes) >= _MAX_SHAPES:
-            _shapes.clear()
-        _shapes[around] = said
-    return said
-
-
-def _ordinary(around: bytes) -> _Chat | None:
-    at = around.find(b'"messages"') + 10
-    colon = around.find(b":", at)
-    if colon < 0 or around[at:colon].strip():
-        return None
-    try:
-        said = _chat_of(b"%b[]%b" % (around[: colon + 1], around[colon + 1 :]))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    if b"\\" in around or any(around.count(key) > 1 for key in _CHAT_KEYS):
-        return None  # a key may be written with escapes, or be there twice: the exact reading says so
-    n, most = said.n, said.max_completion_tokens if said.max_completion_tokens is not None else said.max_tokens
-    if not said.model or said.stream_options is not None or said.metadata is not None:
-        return None
-    if (n is not None and n < 1) or (most is not None and not 0 <= most <= MAX_INT):
-        return None
-    if said.service_tier is not None and len(said.service_tier) > MAX_TAG_CHARS:
-        return None
-    return said
 
 
 def _read_generation(body: Body, fields: dict[str, msgspec.Raw], endpoint: Endpoint, limits: Limits) -> None:

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.wire.relay import Relay
+    from gateway.wire.upstream import EngineConnection
 
 SLOTS = 8
 
@@ -20,14 +20,14 @@ class Coalescer:
     def __init__(self, loop: asyncio.AbstractEventLoop, tick_s: float) -> None:
         self.tick_s = tick_s
         self._loop = loop
-        self._slots: list[list[Relay]] = [[] for _ in range(SLOTS)]
+        self._slots: list[list[EngineConnection]] = [[] for _ in range(SLOTS)]
         self._at = 0
         self._held = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def hold(self, relay: Relay) -> None:
+    def hold(self, connection: EngineConnection) -> None:
         """Until its next tick: a full turn from now, so that streams stay where they first fell."""
-        self._slots[self._at].append(relay)
+        self._slots[self._at].append(connection)
         self._held += 1
         if self._timer is None:
             self._timer = self._loop.call_later(self.tick_s / SLOTS, self._tick)
@@ -38,6 +38,6 @@ class Coalescer:
         if due:
             self._slots[self._at] = []
             self._held -= len(due)
-            for relay in due:
-                relay.release()
+            for connection in due:
+                connection.release()
         self._timer = self._loop.call_later(self.tick_s / SLOTS, self._tick) if self._held else None

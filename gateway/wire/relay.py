@@ -37,8 +37,8 @@ class Relay:
 
     __slots__ = (
         "_body", "_body_left", "_coalesced", "_connection", "_deadlines", "_ended", "_exchange", "_frame", "_fresh", "_head", "_head_data",
-        "_held", "_held_bytes", "_measures", "_pass_on", "_paused", "_plain", "_read_at_s", "_reader", "_spilled", "_started", "_upstream",
-        "_watch", "_with_usage", "held_back", "placement", "upstream_status",
+        "_held", "_held_bytes", "_measures", "_pass_on", "_plain", "_read_at_s", "_reader", "_spilled", "_started", "_upstream",
+        "_watch", "_with_usage", "placement", "upstream_status",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, placement: Placement, upstream: Upstream, watch: Stopwatch) -> None:
@@ -51,9 +51,8 @@ class Relay:
         self._started = self._spilled = False  # the head has gone to the client; a whole answer was too large to look through
         self._measures = False  # the first content has been seen
         self._plain = exchange.head.http_1_0  # no chunks for the client: the end of the connection ends the answer
-        self._paused = self._coalesced = self._ended = self._with_usage = False
+        self._coalesced = self._ended = self._with_usage = False
         self._fresh = False  # the connection was opened for this request
-        self.held_back = False  # waits for the coalescer's next tick
         self.upstream_status = 0
         self._pass_on = exchange.client.transport.write
         self._deadlines: Deadlines | None = None  # most answers are there before anybody asks
@@ -243,7 +242,7 @@ class Relay:
             if not self._measures:
                 self._measures = True
                 placement.first_token_at_s = now_s
-                self._count()
+                self._watch.tell(placement)
                 if not self._started:
                     self._start(EVENT_STREAM)
                 self._exchange.first_token(placement, now_s)
@@ -326,25 +325,13 @@ class Relay:
 
     def _again(self, clean: bool) -> None:
         """The same request once more to the same instance, from the beginning."""
-        connection = self._connection
-        self._connection = None
-        if connection is not None:
-            keep = clean and self._head is not None and self._head.keep_alive
-            connection.give_back(monotonic()) if keep else connection.abort()
+        self._release(clean)
         self._reset()
         self.start()
 
     # ---- the end
 
-    def _count(self) -> None:
-        """What the chunks have left to be counted: for measurement, and for who asks the placement how far it is."""
-        watch, placement = self._watch, self.placement
-        watch.fold()
-        placement.output_tokens = watch.deltas
-        placement.last_token_at_s = watch.last_at_s
-
     def _outcome(self, usage: dict[str, int] | None) -> Outcome:
-        self._count()
         return outcome_of(self.placement, self._watch, usage, monotonic())
 
     def _complete(self, outcome: Outcome, keep: bool) -> None:
@@ -379,12 +366,9 @@ class Relay:
         if connection is None or connection.closed:
             return
         if keep and self._head is not None and self._head.keep_alive:
-            if self._paused or self.held_back:
-                connection.transport.resume_reading()
             connection.give_back(monotonic())
         else:
             connection.abort()
-        self._paused = self.held_back = False
 
     def upstream_lost(self) -> None:
         """The engine has closed the connection."""
@@ -424,40 +408,24 @@ class Relay:
 
     def pause(self) -> None:
         """The client does not read fast enough."""
-        if not self._paused and self._connection is not None:
-            self._paused = True
-            if not self.held_back:
-                self._connection.transport.pause_reading()
+        if self._connection is not None:
+            self._connection.pause()
 
     def resume(self) -> None:
         """It reads again."""
-        if self._paused:
-            self._paused = False
-            self._read_on()
+        if self._connection is not None:
+            self._connection.resume()
 
     def _hold_back(self) -> None:
         """A class that does not mind is read once a tick: several tokens then share one read and one write."""
         connection = self._connection
-        if self.held_back or connection is None:
+        if connection is None or connection.held:
             return
         if self._watch.mean_gap_s() > 0.8 * self.placement.ticket.tag.targets.itl_s:
             self._coalesced = False  # its gaps are near their target: no part of them is ours to spend
             return
-        self.held_back = True
-        if not self._paused:
-            connection.transport.pause_reading()
-        self._exchange.front.coalescer.hold(self)
-
-    def release(self) -> None:
-        """The tick has come."""
-        if self.held_back:
-            self.held_back = False
-            self._read_on()
-
-    def _read_on(self) -> None:
-        connection = self._connection
-        if connection is not None and not (self._paused or self.held_back or connection.transport.is_closing()):
-            connection.transport.resume_reading()
+        connection.hold()
+        self._exchange.front.coalescer.hold(connection)
 
     def due(self, now_s: float) -> None:
         """Asked a few times a second: is anything overdue?"""
@@ -469,8 +437,8 @@ class Relay:
         if now_s > deadlines.request_at_s:
             self._fail(FailReason.DEADLINE)
         elif self._measures:
-            self._count()
-            if now_s - self._watch.last_at_s > deadlines.stall_s and not self._paused:
+            self._watch.tell(self.placement)
+            if now_s - self._watch.last_at_s > deadlines.stall_s and not (self._connection is not None and self._connection.paused):
                 self._fail(FailReason.STALLED)
         elif now_s > deadlines.first_token_at_s:
             if self._started or self._exchange.could_move(self.placement):

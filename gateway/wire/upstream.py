@@ -32,7 +32,7 @@ RESOLVE_EVERY_S = 10.0
 class EngineConnection(asyncio.Protocol):
     """One connection. `relay` is whoever has it now; None while it is idle in its pool."""
 
-    __slots__ = ("closed", "idle_since_s", "relay", "transport", "upstream", "used")
+    __slots__ = ("closed", "held", "idle_since_s", "paused", "relay", "transport", "upstream", "used")
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -41,6 +41,8 @@ class EngineConnection(asyncio.Protocol):
         self.idle_since_s = 0.0
         self.used = False  # has carried a request before: an engine may be closing it at this very moment
         self.closed = False
+        self.paused = False  # not read while the client does not keep up
+        self.held = False  # nor until the coalescer's next tick
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -71,9 +73,43 @@ class EngineConnection(asyncio.Protocol):
         self.relay = None
         if self.closed or self.transport.is_closing():
             return
+        if self.paused or self.held:
+            self.paused = self.held = False
+            self.transport.resume_reading()
         self.used = True
         self.idle_since_s = now_s
         self.upstream.idle.append(self)
+
+    # ---- whether it is read
+
+    def pause(self) -> None:
+        """Its client does not read fast enough."""
+        if not self.paused:
+            self.paused = True
+            if not self.held:
+                self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """It reads again."""
+        if self.paused:
+            self.paused = False
+            self._read_on()
+
+    def hold(self) -> None:
+        """Until `release`, the coalescer's next tick."""
+        self.held = True
+        if not self.paused:
+            self.transport.pause_reading()
+
+    def release(self) -> None:
+        """The tick has come."""
+        if self.held:
+            self.held = False
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not (self.paused or self.held or self.closed or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def abort(self) -> None:
         """Close now, whatever is under way: this is how an engine learns that nobody waits any more."""
