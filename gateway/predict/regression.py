@@ -149,7 +149,7 @@ class Drift:
 
     def follow(self, ratio: float, most: float = 0.5, alertness: float = 0.3, noise: float = 0.05) -> None:
         """`ratio` = actual / (predicted x value). At most this share `most` (0..1) of a miss is believed at once; `alertness` (0..1) is how
-        much one sample says of the trend: more where it averages many events than where it is one. Trends below `noise` are none."""
+        much a single sample says of the trend: more for one that averages many events. Trends below `noise` are none."""
         miss = math.log(min(max(ratio, 0.1), 10.0))
         self.trend += alertness * (miss - self.trend)
         self.samples += 1
