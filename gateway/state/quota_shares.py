@@ -22,7 +22,7 @@ from gateway.quota.measure import Measure
 from gateway.quota.quotas import Quotas
 from gateway.state.looks import again
 from gateway.state.script_text import script_text
-from gateway.state.slots import STANDS_S
+from gateway.state.slots import KEPT_RATIO, STANDS_S
 from gateway.state.store import Store, StoreError
 
 log = logging.getLogger("slo_gateway")
@@ -104,7 +104,7 @@ class QuotaShares:
         before = [_spendable(measure, now_s) for _, measure in rows]
         self._calls += 1
         try:
-            args = (self._worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
+            args = (self._worker, int(self._stands_s * KEPT_RATIO * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
             reply = await self._store.run(SCRIPT, [self._key], args)
         except StoreError as error:
             log.debug("quotas: %s", error)
