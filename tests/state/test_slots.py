@@ -179,7 +179,7 @@ def test_whatever_becomes_of_the_keys_what_is_held_is_kept_and_no_limit_is_passe
 
 def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(server: Server) -> None:
     async def run() -> None:
-        workers = [Worker(server, name, 7) for name in "abc"]
+        workers = [Worker(server, name, 7, timeout_s=0.1) for name in "abc"]
         await settled(*workers)
         workers[0].arrive(rank=0, count=5)
         await round_of(*workers, times=2)
@@ -208,7 +208,7 @@ def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(serv
 
 def test_who_falls_back_first_takes_nothing_that_another_one_still_holds(server: Server) -> None:
     async def run() -> None:
-        early, late = Worker(server, "a", 8), Worker(server, "b", 8)
+        early, late = Worker(server, "a", 8, timeout_s=0.1), Worker(server, "b", 8, timeout_s=0.1)
         await settled(early, late)
         late.arrive(rank=0, count=8)
         await round_of(late, early, times=3)
@@ -246,7 +246,7 @@ def test_what_a_worker_holds_is_kept_for_it_longer_than_it_goes_by_it(server: Se
 
 def test_closed_uses_no_slot_once_its_leases_have_run_out(server: Server) -> None:
     async def run() -> None:
-        worker = Worker(server, "a", 8, closed=True)
+        worker = Worker(server, "a", 8, closed=True, timeout_s=0.1)
         await worker.slots.renew()
         server.pause()
         await becomes(lambda: worker.slots.lost, worker.slots.renew)
