@@ -6,7 +6,8 @@ lets a wallet grow only. Requests spend from it while a call is under way, and a
 does so here first, and the next call tells. Nothing of it is on the request path: there a wallet is a number that is enough or not
 (quota/measure.py).
 
-Without an answer for longer than STANDS_S each worker goes on with its equal part of every limit, counting what it has spent itself.
+Without an answer for longer than STANDS_S wallets are not filled any more. Each worker spends what is left in its own until a minute has
+gone, in which all that was spent before has returned; then it goes on with an equal part of every limit, counting what it has spent itself.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 
 import msgspec
 
-from gateway.quota.measure import Measure
+from gateway.quota.measure import RETURNS_S, Measure
 from gateway.quota.quotas import Quotas
 from gateway.state.looks import again
 from gateway.state.script_text import script_text
-from gateway.state.slots import STANDS_S
+from gateway.state.slots import KEPT_RATIO, STANDS_S
 from gateway.state.store import Store, StoreError
 
 log = logging.getLogger("slo_gateway")
@@ -61,6 +62,7 @@ class QuotaShares:
         self._stands_s = stands_s
         self._clock = clock
         self._until_s = 0.0
+        self._lost_at_s = 0.0
         self._made_ms = 0  # when what we last saw there was made
         self._calls = 0
 
@@ -104,7 +106,7 @@ class QuotaShares:
         before = [_spendable(measure, now_s) for _, measure in rows]
         self._calls += 1
         try:
-            args = (self._worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
+            args = (self._worker, int(self._stands_s * KEPT_RATIO * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
             reply = await self._store.run(SCRIPT, [self._key], args)
         except StoreError as error:
             log.debug("quotas: %s", error)
@@ -112,8 +114,8 @@ class QuotaShares:
                 self.fall_back()
             return None
         self._until_s = now_s + self._stands_s
-        self.lost = False
-        return self._answered(rows, before, reply)
+        was_lost, self.lost = self.lost, False
+        return self._answered(rows, before, reply, bool(was_lost))
 
     def _rows(self, quotas: Quotas, now_s: float) -> list[tuple[str, Measure]]:
         rows = [(f"{quota_id} {name}", measure) for quota_id, name, measure in quotas.rows()]
@@ -133,16 +135,18 @@ class QuotaShares:
         if leaving:
             return name, 0, used, 0, 0.0, int(lasts_s * 1000.0)
         demand = measure.looked() + max(measure.limit * RESTING_RATIO, 0.01)
-        return name, measure.limit, used, max(measure.wallet or 0, 0), demand, int(lasts_s * 1000.0)
+        # What we held when nobody answered was others' to take meanwhile: we go on with it until we hear, and do not claim it.
+        claimed = 0 if self.lost else max(measure.wallet or 0, 0)
+        return name, measure.limit, used, claimed, demand, int(lasts_s * 1000.0)
 
-    def _answered(self, rows: list[tuple[str, Measure]], before: list[int], reply: Sequence[Any]) -> int:
+    def _answered(self, rows: list[tuple[str, Measure]], before: list[int], reply: Sequence[Any], was_lost: bool) -> int:
         _, self._made_ms, settled, self.workers, packed = reply
         given_up = 0
         now_s = self._clock()
         for (_, measure), had, (granted, others_used, come_down_to) in zip(rows, before, _grants.decode(packed), strict=True):
             measure.others_used = others_used
-            if measure.wallet is None and not settled:
-                continue  # a server that was emptied does not know what others have left of it: our fixed part still holds
+            if not settled and (was_lost or measure.wallet is None):
+                continue  # a server that was emptied does not know what others have left of it: what held still does
             # What was spent (or came back) since we asked was spent of what we held then.
             since = _spendable(measure, now_s) - had
             wallet = min(granted + since, max(come_down_to + since, 0))
@@ -151,11 +155,17 @@ class QuotaShares:
         return given_up
 
     def fall_back(self) -> None:
-        """Nobody answers: an equal part of every limit, by what this worker has spent itself."""
+        """Nobody answers: the last wallets hold for a minute, then an equal part of every limit by what this worker has spent itself."""
+        now_s = self._clock()
+        if not self.lost:
+            self._lost_at_s = now_s
         self.lost = True
         quotas = self._quotas()
+        had_any = self._until_s > 0.0 and now_s - self._lost_at_s < RETURNS_S
         for _, _, measure in quotas.rows() if quotas is not None else ():
-            measure.wallet, measure.share = None, 1.0 / self.workers
+            measure.share = 1.0 / self.workers
+            if not had_any:
+                measure.wallet = None
 
 
 def _spendable(measure: Measure, now_s: float) -> int:

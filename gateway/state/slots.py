@@ -2,7 +2,7 @@
 
 Several times a second a worker tells what it has running and waiting, reads what the others have, works out its share (shares.py) and
 leases it, all in one atomic call (slots.lua). Never on the request path: the core is told how many slots it may use, as an event. A
-lease stands for STANDS_S and is then anybody's again, so what a killed worker held is back within that time.
+lease stands for STANDS_S, and half as long again on the server: then what a killed worker held is anybody's.
 
 Without an answer the last leases hold until they run out. After that, as configured: `open` goes on with a fixed share of each limit,
 `closed` uses no slot. What the limit of an instance is, the controller says (core/enforce); where workers differ, the lowest that is
@@ -31,8 +31,10 @@ from gateway.state.store import Store, StoreError
 
 log = logging.getLogger("slo_gateway")
 
-STANDS_S = 1.5
-"""how long a lease is good for without renewal"""
+STANDS_S = 1.2
+"""how long a worker goes by a lease without renewal"""
+KEPT_RATIO = 1.5
+"""for so many times longer the server keeps it from others: a call that is under way, or a worker that had no time to run, is late"""
 EVERY_S = 0.15
 """between renewals"""
 LOOK_S = 0.03
@@ -155,7 +157,7 @@ class Slots:
 
     async def _call(self, asked: list[Any]) -> Any:
         self._calls += 1
-        args = (self.worker, int(self._stands_s * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
+        args = (self.worker, int(self._stands_s * KEPT_RATIO * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
         try:
             return await self._store.run(SCRIPT, [self._key], args)
         except StoreError as error:
@@ -284,7 +286,9 @@ class Slots:
         self.live.leased(leases)
 
     def fall_back(self) -> None:
-        """No lease of ours stands and nobody answers: a fixed share of each limit, or nothing."""
+        """No lease of ours stands and nobody answers: a fixed share of each limit, or nothing. Until every other worker must have come
+        to the same end, no more than we had."""
+        alone = self._clock() >= self._until_s + self._stands_s * (KEPT_RATIO - 1.0)
         if not self.lost:
             self.lost = True
             self._told(True)
@@ -299,10 +303,12 @@ class Slots:
                     slots = instance.slots // self._expected
                 else:
                     slots = static_share(instance.slots, len(self.known), self.known.index(self.worker), turn)
+                if not alone:
+                    slots = min(slots, instance.leased)
                 if slots:
                     served.add(instance.spec.model)
             leases.append(Lease(instance_id, slots))
-        if not self.closed:
+        if alone and not self.closed:
             # More workers than slots: going on means that each has at least one somewhere.
             for at, (_, instance) in enumerate(instances):
                 if instance.spec.model not in served:

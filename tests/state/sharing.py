@@ -88,11 +88,11 @@ class Counting(RedisStore):
 class Worker:
     """One of several: its core, its leases, and what it runs."""
 
-    def __init__(self, server: Server, name: str, *limits: int, **more: Any) -> None:
+    def __init__(self, server: Server, name: str, *limits: int, timeout_s: float = 2.0, **more: Any) -> None:
         specs = [made.instance(f"premium/{chr(97 + n)}", limit=limit) for n, limit in enumerate(limits or (8,))]
         self.core = made.core_with(*specs, now_s=time.monotonic())
         self.live = Live(self.core, time.monotonic)
-        self.store = Counting(server)
+        self.store = Counting(server, timeout_s)
         self.told: list[bool] = []
         self.slots = Slots(self.live, self.store, KEY, name, stands_s=STANDS_S, lost=self.told.append, **more)
         self.slots.begin()

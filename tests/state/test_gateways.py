@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,6 +63,21 @@ def test_a_quota_is_one_for_all_gateways(place: Place, server: Server) -> None:
     assert 8 <= sum(answer.status_code == 200 for answer in answers) <= 10
     until(lambda: {quota["remaining"] for gateway in both for quota in shares(gateway)["quotas"]} <= {0, 1, 2})
     assert answers[-1].status_code == 429
+
+
+def test_what_is_asked_of_the_server_does_not_grow_with_requests(place: Place, server: Server) -> None:
+    keys = [{"id": "k", "sha256": hashlib.sha256(b"k").hexdigest(), "quota": {"requests_per_minute": 10_000, "concurrent": 100}}]
+    gateway = place.before(place.engine().url, limit=64, state={"url": f"unix://{server.socket}"}, keys=keys)
+
+    def scripts_run() -> int:
+        told = server.client().info("commandstats")
+        return sum(told[name]["calls"] for name in ("cmdstat_eval", "cmdstat_evalsha") if name in told)
+
+    before, began_s = scripts_run(), time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: ask(gateway, "k", tokens=1).status_code, range(400))) == [200] * 400
+    # 34 a second for slots at most, 10 for quotas, 2 for the controller lease.
+    assert scripts_run() - before <= 46 * (time.monotonic() - began_s) + 10
 
 
 def test_open_goes_on_without_the_server_and_says_so(place: Place, server: Server) -> None:

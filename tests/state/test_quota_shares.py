@@ -376,6 +376,29 @@ def test_when_nobody_answers_each_goes_on_with_its_part(server: Server) -> None:
     asyncio.run(run())
 
 
+def test_when_nobody_answers_the_last_wallets_hold_and_not_one_more(server: Server) -> None:
+    async def run() -> None:
+        workers = four(server, STANDS_S, 0.1, requests_per_minute=40)
+        await look(*workers, times=3)
+        while len(workers[0].taken) < 28:
+            workers[0].take()
+            await look(*workers)
+        await look(*workers, times=60)  # until what the others may spend is spread evenly again
+        server.pause()
+        end_s = time.monotonic() + 5.0
+        while not all(worker.shares.lost for worker in workers):
+            assert time.monotonic() < end_s
+            await asyncio.gather(*(look(worker) for worker in workers))
+        for worker in workers:
+            for _ in range(30):
+                worker.take()
+        assert taken(*workers) == 40
+        assert all(worker.taken for worker in workers)
+        server.go_on()
+
+    asyncio.run(run())
+
+
 def test_with_very_many_keys_those_at_rest_are_not_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.state.quota_shares.MOST_ROWS", 1)
 

@@ -179,7 +179,7 @@ def test_whatever_becomes_of_the_keys_what_is_held_is_kept_and_no_limit_is_passe
 
 def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(server: Server) -> None:
     async def run() -> None:
-        workers = [Worker(server, name, 7) for name in "abc"]
+        workers = [Worker(server, name, 7, timeout_s=0.1) for name in "abc"]
         await settled(*workers)
         workers[0].arrive(rank=0, count=5)
         await round_of(*workers, times=2)
@@ -188,9 +188,14 @@ def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(serv
         server.pause()
         await asyncio.gather(*(worker.slots.renew() for worker in workers))
         assert workers[0].leased() >= 5 - 1
-        await becomes(lambda: all(w.slots.lost for w in workers), lambda: asyncio.gather(*(w.slots.renew() for w in workers)))
+
+        async def step() -> None:
+            await asyncio.gather(*(w.slots.renew() for w in workers))
+            assert sum(worker.leased() for worker in workers) <= 7
+
+        await becomes(lambda: {worker.leased() for worker in workers} == {2, 3}, step)
+        assert all(worker.slots.lost for worker in workers)
         assert sum(worker.leased() for worker in workers) == 7
-        assert {worker.leased() for worker in workers} == {2, 3}
         for worker in workers:
             worker.arrive(rank=0)
         assert all(worker.in_flight() for worker in workers)
@@ -201,9 +206,47 @@ def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(serv
     asyncio.run(run())
 
 
+def test_who_falls_back_first_takes_nothing_that_another_one_still_holds(server: Server) -> None:
+    async def run() -> None:
+        early, late = Worker(server, "a", 8, timeout_s=0.1), Worker(server, "b", 8, timeout_s=0.1)
+        await settled(early, late)
+        late.arrive(rank=0, count=8)
+        await round_of(late, early, times=3)
+        await late.slots.renew()
+        assert late.leased() == 8
+        server.pause()
+
+        async def step() -> None:
+            await early.slots.renew()
+            assert early.leased() + late.leased() <= 8
+            await asyncio.sleep(0.005)
+
+        await becomes(lambda: bool(early.slots.lost), step)
+        await becomes(lambda: bool(late.slots.lost), late.slots.renew)
+        await becomes(lambda: early.leased() == late.leased() == 4, lambda: asyncio.gather(step(), late.slots.renew()))
+        server.go_on()
+
+    asyncio.run(run())
+
+
+def test_what_a_worker_holds_is_kept_for_it_longer_than_it_goes_by_it(server: Server) -> None:
+    async def run() -> None:
+        delayed, other = Worker(server, "a", 8), Worker(server, "b", 8)
+        await delayed.slots.renew()
+        delayed.arrive(rank=0, count=8)
+        await delayed.slots.renew()
+        until_s = delayed.slots._until_s + STANDS_S * 0.25
+        other.arrive(rank=0, count=8)
+        while time.monotonic() < until_s:
+            await other.slots.renew()
+            assert not other.leased() or time.monotonic() >= until_s
+
+    asyncio.run(run())
+
+
 def test_closed_uses_no_slot_once_its_leases_have_run_out(server: Server) -> None:
     async def run() -> None:
-        worker = Worker(server, "a", 8, closed=True)
+        worker = Worker(server, "a", 8, closed=True, timeout_s=0.1)
         await worker.slots.renew()
         server.pause()
         await becomes(lambda: worker.slots.lost, worker.slots.renew)
