@@ -52,13 +52,14 @@ class Judge:
         """What each kind is at this length."""
         return self._use_cases[prompt_tokens >= self.boundary_tokens]
 
-    def judge(self, probabilities: Floats, prompt_tokens: int) -> Judged:
-        """The use case with the least expected cost, and its probability."""
+    def judge(self, probabilities: Sequence[float], prompt_tokens: int) -> Judged:
+        """The use case with the least expected cost, and its probability. `probabilities` are of KINDS."""
         long = prompt_tokens >= self.boundary_tokens
-        best = int((probabilities @ self._costs[long]).argmin())
+        best = int((np.array(probabilities) @ self._costs[long]).argmin())
         use_cases = self._use_cases[long]
-        probability = sum(p for p, name in zip(probabilities.tolist(), use_cases, strict=True) if name == use_cases[best])
-        return Judged(use_cases[best], min(probability, 1.0))
+        chosen = use_cases[best]
+        probability = sum([p for p, name in zip(probabilities, use_cases, strict=True) if name == chosen])
+        return Judged(chosen, min(probability, 1.0))
 
 
 def cost(true: str, taken: str, catalog: Catalog, costs: Costs) -> float:
