@@ -232,6 +232,8 @@ def classifier_of(loaded: Loaded, before: Learned | None) -> Learned | None:
     """The learned classifier, loaded (and numpy with it) only where the configuration asks for one."""
     if not loaded.settings.classify.learned:
         return None
+    # Its products are too small to share: threads of its own would cost 25 MB, and turns at the processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from gateway.classify.learned import learned_of
 
     return learned_of(loaded, before)
