@@ -8,11 +8,11 @@ keep coming, the application is one that does many things, and each request is j
 from __future__ import annotations
 
 from collections import OrderedDict
-
-import numpy as np
+from collections.abc import Sequence
+from math import exp, log
 
 from gateway.classify.explicit import Verdict
-from gateway.classify.model import KINDS, Floats
+from gateway.classify.model import KINDS
 
 Key = tuple[str, int, int]
 
@@ -36,8 +36,8 @@ LOOKS, LOOKS_OF_NAMELESS = 4, 64
 LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
 # What a log told of an application counts as this many looks at most.
 MOST_LOOKS_TOLD = 8
-_FLOOR = np.float32(LEAST_PROBABILITY)
-_PRIOR = np.float32(1.0 / len(KINDS))
+_PRIOR = 1.0 / len(KINDS)
+_KINDS = range(len(KINDS))
 
 
 class App:
@@ -46,7 +46,7 @@ class App:
     __slots__ = ("above", "agreed", "below", "boundary", "due", "evidence", "looks", "pause")
 
     def __init__(self) -> None:
-        self.evidence: Floats = np.zeros(len(KINDS), np.float32)
+        self.evidence = [0.0] * len(KINDS)  # log ratios against chance
         self.looks = 0
         self.agreed = 1.0  # share of messages that did not clearly disagree, fading
         self.pause = 1
@@ -55,21 +55,20 @@ class App:
         self.above: Verdict | None = None
         self.boundary = 0.0
 
-    def is_told(self, counts: list[int]) -> None:
+    def is_told(self, counts: Sequence[int]) -> None:
         """How often its requests were tagged as each kind: what it starts from."""
-        share = (np.array(counts, np.float32) + 0.5) / (sum(counts) + 0.5 * len(counts))
-        self.evidence = np.log(share / _PRIOR) * np.float32(min(sum(counts), MOST_LOOKS_TOLD))
-        self.looks = min(sum(counts), MOST_LOOKS_TOLD)
+        total = sum(counts)
+        self.looks = min(total, MOST_LOOKS_TOLD)
+        self.evidence = [self.looks * log((count + 0.5) / (total + 0.5 * len(counts)) / _PRIOR) for count in counts]
 
-    def look(self, probabilities: Floats, named: bool) -> Floats:
-        """A message was looked at. What to believe of it, given those before."""
-        looks = self.looks
-        alone = int(probabilities.argmax())
-        disagrees = looks > 0 and alone != int(self.evidence.argmax()) and float(probabilities[alone]) >= CLEAR
+    def look(self, probabilities: Sequence[float], named: bool) -> Sequence[float]:
+        """A message was looked at. What to believe of it, given those before. (Plain lists: seven figures are too few for numpy.)"""
+        looks, before = self.looks, self.evidence
+        surest = max(probabilities)
+        disagrees = looks > 0 and surest >= CLEAR and probabilities.index(surest) != before.index(max(before))
         self.agreed += (float(not disagrees) - self.agreed) / min(looks + TRUSTED_LOOKS, LONGEST_AGREEMENT)
-        before = self.evidence
-        said = np.log(np.maximum(probabilities, _FLOOR) / _PRIOR)
-        self.evidence = before * np.float32(KEPT) + said * np.float32(WORTH if looks else 1.0)
+        worth = WORTH if looks else 1.0
+        self.evidence = [KEPT * before[k] + worth * log(max(probabilities[k], LEAST_PROBABILITY) / _PRIOR) for k in _KINDS]
         self.looks = looks + 1
         mixed = self.agreed < (1.0 - MIXED_RATIO if named else LEAST_AGREEMENT_OF_NAMELESS)
         if disagrees or mixed:
@@ -80,13 +79,14 @@ class App:
         if mixed or not named or not looks:
             return probabilities
         # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
-        expected = np.maximum(before - before.max(), -min(looks * STRENGTH, MOST_STRENGTH))
-        believed = probabilities * np.exp(expected)
-        return np.asarray(believed / believed.sum())
+        most, bound = max(before), -min(looks * STRENGTH, MOST_STRENGTH)
+        believed = [probabilities[k] * exp(max(before[k] - most, bound)) for k in _KINDS]
+        total = sum(believed)
+        return [one / total for one in believed]
 
     def _is_settled(self) -> bool:
-        scores = np.exp(self.evidence - self.evidence.max())
-        return float(scores.max() / scores.sum()) >= SETTLED_PROBABILITY
+        most = max(self.evidence)
+        return SETTLED_PROBABILITY * sum(exp(one - most) for one in self.evidence) <= 1.0
 
 
 class Apps:

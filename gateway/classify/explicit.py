@@ -89,13 +89,12 @@ class Classifier:
         if (
             body.plain
             and tenant is self._plain_tenant
-            and self.learned is None
             and TAG_FIELDS.isdisjoint(fields)
             and body.model not in self._aliases
             and body.endpoint is Endpoint.CHAT
         ):
-            # Nothing says anything: the length decides. Most requests of most sites come this way.
-            use_case, why, confidence = self._shape(prompt_tokens)
+            # Nothing says anything. Most requests of most sites come this way.
+            use_case, why, confidence = self._guess(body, tenant, prompt_tokens)
             return self.catalog.tag_for(use_case, None, why, confidence)
         use_case, why, confidence = self._use_case(body, fields, tenant, prompt_tokens)
         asked, class_why = self._class(body, fields, tenant, use_case)
@@ -124,6 +123,10 @@ class Classifier:
         sure = self._certain_shape(body)
         if sure is not None:
             return sure
+        return self._guess(body, tenant, prompt_tokens)
+
+    def _guess(self, body: Body, tenant: Tenant, prompt_tokens: int) -> tuple[str, str, float]:
+        """What has been learnt, else the shape."""
         if self.learned is not None:
             verdict = self.learned(body, tenant, prompt_tokens)
             if verdict is not None and verdict.use_case in self.catalog.use_cases:

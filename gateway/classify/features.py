@@ -19,7 +19,7 @@ from gateway.openai.body import Body
 
 ZONES = TOOLS + 1
 PLACES = ZONES * 2 * 4 * 4 * 5
-BIGRAMS = 8192
+BIGRAMS = 8192  # a power of two
 EDGE_WORDS = 48  # of the last message's head and tail, looked at on their own
 
 _FIM_HINTS = (b"fim", b"<PRE>", b"[SUFFIX]")  # one of these is in each marker
@@ -190,6 +190,6 @@ def bigrams(ids: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int
     buckets = np.empty_like(ids)
     np.multiply(ids[:-1], 31_337, out=buckets[1:])
     buckets[1:] += ids[1:] * 7_919
-    buckets %= BIGRAMS
+    buckets &= BIGRAMS - 1
     buckets[starts] = BIGRAMS
     return buckets

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-import numpy as np
-
 from gateway.classify.apps import App, Apps, Key
 from gateway.classify.explicit import Tenant, Verdict
 from gateway.classify.features import features
-from gateway.classify.model import KINDS, Floats, Model
+from gateway.classify.model import KINDS, Model
 from gateway.classify.verdict import Judge, Judged, verdict_of
 from gateway.config.catalog import Catalog
 from gateway.config.load import Loaded
@@ -46,7 +46,7 @@ class Learned:
         self.remembered = 0  # answers from memory
         self.confidence = [0] * CONFIDENCE_STEPS  # looks, by tenths of probability
         self.shadowed: Counter[tuple[str, str]] = Counter()  # (use case, what the shadow model would have said)
-        self.mix: Floats = np.zeros(len(KINDS), np.float32)  # of kinds, lately
+        self.mix = [0.0] * len(KINDS)  # of kinds, lately
         self._nameless: dict[str, int] = {}
         self.paths: list[Path | None] = [None, None]  # of the model and its shadow; None = the shipped one, and none
 
@@ -67,7 +67,7 @@ class Learned:
             if counts is not None:
                 app.is_told([counts.get(kind, 0) for kind in KINDS])
         seen = features(body, self.model.words)
-        alone = self.model.probabilities(seen)
+        alone: list[float] = self.model.probabilities(seen).tolist()
         believed = app.look(alone, self._is_named(body))
         judge = self.judge
         judged = judge.judge(believed, prompt_tokens)
@@ -81,7 +81,7 @@ class Learned:
             app.above = verdict_of(judge.judge(believed, MAX_INT), why)
         self._count(judged, alone)
         if self.shadow is not None:
-            other = judge.judge(self.shadow.probabilities(features(body, self.shadow.words)), prompt_tokens)
+            other = judge.judge(self.shadow.probabilities(features(body, self.shadow.words)).tolist(), prompt_tokens)
             self.shadowed[judged.use_case, other.use_case] += 1
         return verdict
 
@@ -98,10 +98,11 @@ class Learned:
         user = start.find(b'"user"')
         return user < 0 or user > NAMING_BYTES or "tools" in body.fields or "system" in body.fields or "instructions" in body.fields
 
-    def _count(self, judged: Judged, alone: Floats) -> None:
+    def _count(self, judged: Judged, alone: list[float]) -> None:
         self.looks += 1
         self.confidence[min(int(judged.probability * CONFIDENCE_STEPS), CONFIDENCE_STEPS - 1)] += 1
-        self.mix += (alone - self.mix) * np.float32(max(1 - DRIFT_KEPT, 1 / self.looks))
+        step = max(1.0 - DRIFT_KEPT, 1.0 / self.looks)
+        self.mix = [was + (now - was) * step for was, now in zip(self.mix, alone, strict=True)]
 
     def forget(self) -> None:
         """No application is known any more."""
@@ -113,15 +114,15 @@ class Learned:
 
     def kinds(self) -> Mapping[str, float]:
         """The share of each kind in what was looked at lately; empty before the first look."""
-        return dict(zip(KINDS, self.mix.tolist(), strict=True)) if self.looks else {}
+        return dict(zip(KINDS, self.mix, strict=True)) if self.looks else {}
 
     def drift(self) -> float | None:
         """How far lately's mix of kinds is from the one the model expects: Jensen-Shannon divergence, 0 (the same) to 1. None before the
         first look."""
         if not self.looks:
             return None
-        expected = np.array([self.model.notes.get("mix", {}).get(kind, 1.0 / len(KINDS)) for kind in KINDS])
-        return divergence(self.mix.astype(np.float64), expected)
+        mix = self.model.notes.get("mix", {})
+        return divergence(self.mix, [mix.get(kind, 1.0 / len(KINDS)) for kind in KINDS])
 
 
 def learned_of(loaded: Loaded, before: Learned | None = None) -> Learned | None:
@@ -147,13 +148,12 @@ def _path(loaded: Loaded, name: str) -> Path | None:
     return (loaded.path.parent if loaded.path is not None else Path()) / name
 
 
-def divergence(a: np.ndarray[tuple[int], np.dtype[np.float64]], b: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def divergence(a: Sequence[float], b: Sequence[float]) -> float:
     """Jensen-Shannon, base 2, of two mixes."""
-    a, b = a / a.sum(), b / b.sum()
-    middle = (a + b) / 2
-
-    def against(part: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-        there = part > 0
-        return float((part[there] * np.log2(part[there] / middle[there])).sum())
-
-    return max((against(a) + against(b)) / 2, 0.0)
+    total_a, total_b = sum(a), sum(b)
+    apart = 0.0
+    for one, other in zip(a, b, strict=True):
+        p, q = one / total_a, other / total_b
+        middle = (p + q) / 2
+        apart += sum(part * log2(part / middle) for part in (p, q) if part > 0) / 2
+    return max(apart, 0.0)

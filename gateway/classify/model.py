@@ -64,7 +64,8 @@ class Model:
     notes: dict[str, Any] = field(default_factory=dict)
     words: Words = field(init=False)
     _words: Floats = field(init=False)
-    _counts: Floats = field(init=False)
+    _pairs: Floats = field(init=False)
+    _places: Floats = field(init=False)
     _attention: Floats = field(init=False)
     _structure: Floats = field(init=False)
     _structure_bias: Floats = field(init=False)
@@ -72,10 +73,15 @@ class Model:
     def __post_init__(self) -> None:
         w, table = self.weights, self.table
         self.words = table.words
-        self._counts = table.weights.astype(np.float32)
         # What is linear is done once here instead of for each request: projecting the words, scaling the structure.
-        self._words = (table.dense() @ w.projection + w.own) * self._counts[:, None]
-        width = len(w.attention) // w.heads
+        size, width = len(w.attention), len(w.attention) // w.heads
+        counts = table.weights.astype(np.float32)
+        # One look-up brings all of a word, or of a place: its weight stands in the last column, a place's attention in the last ones.
+        self._words = np.empty((len(counts), size + 1), np.float32)
+        np.multiply(table.dense() @ w.projection + w.own, counts[:, None], out=self._words[:, :size])
+        self._words[:, size] = counts
+        self._pairs = np.concatenate((w.pairs, np.zeros((len(w.pairs), 1), np.float32)), axis=1)
+        self._places = np.concatenate((w.places, w.attention_places), axis=1)
         self._attention = np.zeros((len(w.attention), w.heads), np.float32)
         for head in range(w.heads):
             self._attention[head * width : (head + 1) * width, head] = w.attention[head * width : (head + 1) * width]
@@ -90,16 +96,16 @@ class Model:
         w = self.weights
         ids, starts, places = seen.ids, seen.starts, seen.places
         heads, kinds = w.heads, len(KINDS)
-        counts = np.add.reduceat(self._counts.take(ids), starts)
-        counts += SMOOTHING
+        size = len(w.attention)
         words = self._words.take(ids, axis=0)
-        words += w.pairs.take(bigrams(ids, starts), axis=0)
-        hidden = np.add.reduceat(words, starts, axis=0)
-        hidden /= counts[:, None]
-        hidden += w.places.take(places, axis=0)
+        words += self._pairs.take(bigrams(ids, starts), axis=0)
+        summed = np.add.reduceat(words, starts, axis=0)
+        stands = self._places.take(places, axis=0)
+        hidden = summed[:, :size] / (summed[:, size:] + SMOOTHING)
+        hidden += stands[:, :size]
         np.maximum(hidden, 0.0, out=hidden)
         attention = hidden @ self._attention
-        attention += w.attention_places.take(places, axis=0)
+        attention += stands[:, size:]
         attention -= attention.max(0)
         np.exp(attention, out=attention)
         attention /= attention.sum(0)

@@ -20,10 +20,10 @@ from gateway.openai.body import Body
 SYSTEM, FIRST, BEFORE, LAST, TOOLS = range(5)
 
 # Most instructions are a line or three; these hold them with room to spare, and bound the work for one request.
-SYSTEM_HEAD, SYSTEM_TAIL = 280, 140
+SYSTEM_HEAD, SYSTEM_TAIL = 260, 120
 FIRST_HEAD, FIRST_TAIL = 200, 160
 BEFORE_HEAD = 100
-LAST_HEAD, LAST_TAIL = 440, 440
+LAST_HEAD, LAST_TAIL = 400, 400
 TOOLS_HEAD = 200
 
 DECODE_BYTES = 64 * 1024

@@ -47,18 +47,21 @@ class Judge:
         self.boundary_tokens = min(boundaries, default=float("inf"))
         self._use_cases = (tuple(short), tuple(long))
         self._costs = tuple(cost_matrix(names, catalog, costs) for names in self._use_cases)
+        self._decided = tuple(_decided(matrix) for matrix in self._costs)
 
     def use_cases(self, prompt_tokens: int) -> tuple[str, ...]:
         """What each kind is at this length."""
         return self._use_cases[prompt_tokens >= self.boundary_tokens]
 
-    def judge(self, probabilities: Floats, prompt_tokens: int) -> Judged:
-        """The use case with the least expected cost, and its probability."""
+    def judge(self, probabilities: Sequence[float], prompt_tokens: int) -> Judged:
+        """The use case with the least expected cost, and its probability. `probabilities` are of KINDS."""
         long = prompt_tokens >= self.boundary_tokens
-        best = int((probabilities @ self._costs[long]).argmin())
+        most = max(probabilities)
+        best = probabilities.index(most) if most >= self._decided[long] else int((np.array(probabilities) @ self._costs[long]).argmin())
         use_cases = self._use_cases[long]
-        probability = sum(p for p, name in zip(probabilities.tolist(), use_cases, strict=True) if name == use_cases[best])
-        return Judged(use_cases[best], min(probability, 1.0))
+        chosen = use_cases[best]
+        probability = sum([p for p, name in zip(probabilities, use_cases, strict=True) if name == chosen])
+        return Judged(chosen, min(probability, 1.0))
 
 
 def cost(true: str, taken: str, catalog: Catalog, costs: Costs) -> float:
@@ -76,6 +79,14 @@ def cost(true: str, taken: str, catalog: Catalog, costs: Costs) -> float:
 def cost_matrix(use_cases: Sequence[str], catalog: Catalog, costs: Costs) -> Floats:
     """[true, taken] for use cases in this order."""
     return np.array([[cost(true, taken, catalog, costs) for taken in use_cases] for true in use_cases], np.float32)
+
+
+def _decided(costs: Floats) -> float:
+    """From this probability on the likeliest is the cheapest too, whatever the others are: being wrong with it costs at most (1 - p) times
+    the dearest mistake, any other verdict at least p times the cheapest."""
+    dearest = float(costs.max())
+    cheapest = min((float(cost) for true, row in enumerate(costs) for taken, cost in enumerate(row) if true != taken), default=0.0)
+    return dearest / (dearest + cheapest) if cheapest > 0 else 2.0
 
 
 def verdict_of(judged: Judged, why: str) -> Verdict:

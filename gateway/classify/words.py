@@ -98,7 +98,10 @@ class Words(dict[str, int]):
     def __init__(self, words: list[str]) -> None:
         super().__init__((word, row) for row, word in enumerate(words))
         self.rows = len(words)
-        self.marks = np.array([marks_of(word) for word in words], np.float32)
+        self.marks = np.zeros((len(words), MARKS), np.float32)
+        for row, word in enumerate(words):
+            if not (word.isascii() and word.isalpha()):  # most words have none
+                self.marks[row] = marks_of(word)
         self.breaks = np.array([word in BREAKS for word in words])
 
     def __missing__(self, word: str) -> int:

@@ -106,6 +106,7 @@ def _from_rows(
         temperature = 1.0
         if folds:
             report["figures"], temperature = trial.report(folds, across)
+            report["temperature"] = temperature
         if out is not None:
             _write(trial, temperature, report, out)
     return report
@@ -113,7 +114,7 @@ def _from_rows(
 
 def _write(trial: Trial, temperature: float, report: dict[str, Any], out: Path) -> None:
     model = trial.final(temperature)
-    report["temperature"], report["mix"] = temperature, model.notes["mix"]
+    report["mix"] = model.notes["mix"]
     model.save(out)
     report["bytes"] = out.stat().st_size
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import gateway
 from gateway import policies
 from gateway.classify.explicit import Classifier
-from gateway.classify.learned import Learned, learned_of
 from gateway.config.build import core_settings, instance_specs, step_facts
 from gateway.config.load import Loaded
 from gateway.config.settings import Pool
@@ -41,6 +40,7 @@ from gateway.wire.keys import Keys
 from gateway.wire.upstream import Upstream, Upstreams
 
 if TYPE_CHECKING:
+    from gateway.classify.learned import Learned
     from gateway.telemetry.sources import Sources
 
 log = logging.getLogger("slo_gateway")
@@ -88,7 +88,7 @@ class Worker:
 
     def _configure(self) -> None:
         settings, catalog = self.loaded.settings, self.loaded.catalog
-        self.learned = learned_of(self.loaded, self.learned)
+        self.learned = classifier_of(self.loaded, self.learned)
         self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog, self.learned))
         self.front.quotas = quotas_of(settings, time.monotonic, self.front.quotas)
         self.specs = instance_specs(settings, catalog)
@@ -226,6 +226,17 @@ class Worker:
 
     def _attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         self.health.request_failed(placement.instance_id, reason)
+
+
+def classifier_of(loaded: Loaded, before: Learned | None) -> Learned | None:
+    """The learned classifier, loaded (and numpy with it) only where the configuration asks for one."""
+    if not loaded.settings.classify.learned:
+        return None
+    # Its products are too small to share: threads of its own would cost 25 MB, and turns at the processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from gateway.classify.learned import learned_of
+
+    return learned_of(loaded, before)
 
 
 def _traceparent_of(ticket: Ticket) -> bytes:

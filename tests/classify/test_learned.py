@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 
 from gateway.classify import apps
@@ -104,7 +103,7 @@ def test_one_odd_message_does_not_change_what_an_application_is(looked_at: bool)
     app.due = 0 if looked_at else 1
     site.ask("Write a short story about a dragon in a garden shed.", SUPPORT)
     assert site.ask("Is it in yet?", SUPPORT).use_case == "chatbot"
-    assert int(app.evidence.argmax()) == KINDS.index("chatbot")
+    assert app.evidence.index(max(app.evidence)) == KINDS.index("chatbot")
 
 
 def test_an_application_that_becomes_another_one_is_noticed() -> None:
@@ -117,7 +116,7 @@ def test_an_application_that_becomes_another_one_is_noticed() -> None:
 
 def test_evidence_of_many_unclear_messages_adds_up() -> None:
     app = apps.App()
-    unclear = np.full(len(KINDS), 0.1, np.float32)
+    unclear = [0.1] * len(KINDS)
     unclear[KINDS.index("translation")] = 0.4
     believed = [float(app.look(unclear, named=True)[KINDS.index("translation")]) for _ in range(12)]
     assert believed[0] == pytest.approx(0.4)
@@ -252,8 +251,8 @@ def test_drift_is_far_from_nothing_when_all_traffic_is_of_one_kind() -> None:
     assert drift is not None
     assert drift > 0.3
     assert sum(site.learned.kinds().values()) == pytest.approx(1.0, abs=1e-3)
-    assert divergence(np.array([0.5, 0.5]), np.array([0.5, 0.5])) == 0.0
-    assert divergence(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(1.0)
+    assert divergence([0.5, 0.5], [0.5, 0.5]) == 0.0
+    assert divergence([1.0, 0.0], [0.0, 1.0]) == pytest.approx(1.0)
 
 
 def test_a_model_is_the_same_after_it_was_written_and_read(tmp_path: Any) -> None:

@@ -157,7 +157,7 @@ def test_figures_are_what_one_counts_by_hand() -> None:
 
 def test_the_cheapest_mistake_is_preferred() -> None:
     judge = Judge(CATALOG, Costs(wrong=1.0, looser=3.0, tighter=0.0), "chatbot")
-    probabilities = np.zeros(len(KINDS), np.float32)
+    probabilities = [0.0] * len(KINDS)
     probabilities[KINDS.index("code_completion")], probabilities[KINDS.index("document")] = 0.4, 0.6
     assert judge.judge(probabilities, 100_000).use_case == "code_completion"  # as batch it would be ruined
     even = Judge(CATALOG, Costs(wrong=1.0, looser=0.0, tighter=0.0), "chatbot")

@@ -98,7 +98,7 @@ def _macro_f1(confusion: dict[str, dict[str, int]]) -> float:
 def judged(rows: Sequence[Labelled], scores: Floats, temperature: float, judge: Judge) -> list[Answer]:
     """Scores (rows x KINDS) as verdicts."""
     probabilities = softmax(scores / temperature)
-    verdicts = [judge.judge(p, row.prompt_tokens) for p, row in zip(probabilities, rows, strict=True)]
+    verdicts = [judge.judge(p, row.prompt_tokens) for p, row in zip(probabilities.tolist(), rows, strict=True)]
     return [Answer(row, verdict.use_case, verdict.probability) for row, verdict in zip(rows, verdicts, strict=True)]
 
 

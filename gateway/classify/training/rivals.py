@@ -86,7 +86,7 @@ def tfidf_scores(
     scaler = StandardScaler()
     columns.append(csr_matrix(scaler.fit_transform(np.stack([row.structure for row in seen])) * 0.3))
     judge_columns.append(csr_matrix(scaler.transform(np.stack([row.structure for row in judge_seen])) * 0.3))
-    model = LogisticRegression(C=10.0, max_iter=300)
+    model = LogisticRegression(C=10.0, max_iter=150)
     kinds = np.array([row.kind for row in train])
     model.fit(hstack(columns).tocsr(), kinds, sample_weight=shares / shares.mean())
     scores = np.full((len(judge), len(KINDS)), -12.0, np.float32)
