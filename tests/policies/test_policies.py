@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway import policies
 from gateway.core.decide import Core
-from gateway.core.flow import InstanceSpec, Outcome, Placement, Refuse, Result, Start
+from gateway.core.flow import InstanceSpec, Outcome, Placement, Refuse, Result, SloTargets, Start
 from gateway.core.policy import Verdict
 from gateway.predict.predictor import LearningPredictor
 from tests.core import conftest as made
@@ -201,3 +202,57 @@ def test_best_value_pays_for_speed_only_where_the_promise_needs_it() -> None:
     [long] = core.arrived(made.request(prompt_tokens=6_000), made.tag(2, 0.3), 10.0)
     assert short.placement.tier == "cost"
     assert long.placement.tier == "premium"
+
+
+TWO = [spec("premium/a", "premium", 32), spec("premium/b", "premium", 32)]
+
+
+def tight(core: Core, count: int = 1, tenant: str = "t") -> list[str]:
+    """Answers of some 200 tokens that have little time; where they went."""
+    went = []
+    for _ in range(count):
+        tag = replace(made.tag(0, 0.3), targets=SloTargets(0.3, 0.03, 4.0, 4.0), output_tokens=200)
+        [start] = core.arrived(made.request(max_output_tokens=None, tenant=tenant), tag, 10.0)
+        went.append(start.placement.instance_id)
+    return went
+
+
+def long_document(core: Core, name: str = "", e2e_s: float = 120.0, **more: object) -> str:
+    tag = replace(made.tag(3, 2.0), use_case="summarization_long", targets=SloTargets(2.0, 0.045, e2e_s, e2e_s), output_tokens=1500)
+    actions = core.arrived(made.request(name, prompt_tokens=10_000, max_output_tokens=None, **more), tag, 10.0)
+    return next((a.placement.instance_id for a in actions if isinstance(a, Start)), "")
+
+
+def test_best_value_keeps_a_long_document_away_from_where_tight_answers_stream() -> None:
+    core = core_of("best_value", TWO)
+    [where] = tight(core)
+    assert long_document(core) not in (where, "")
+
+
+def test_best_value_lets_wait_what_would_cost_those_who_stream_more_than_it_brings() -> None:
+    core = core_of("best_value", TWO[:1])
+    tight(core, 6)
+    stakes_per_s = core.fleet.by_id["premium/a"].stake_per_s
+    assert long_document(core, "heavy") == ""
+    [light] = tight(core)  # though it came later: it asks for little
+    assert light == "premium/a"
+    assert core.fleet.by_id["premium/a"].stake_per_s > stakes_per_s > 0.0
+
+
+def test_best_value_serves_who_is_late_only_where_nobody_minds() -> None:
+    core = core_of("best_value", TWO[:1])
+    tight(core, 2)
+    assert long_document(core, "hopeless", e2e_s=1.0) == ""
+    [queued] = core.queues.waiting()
+    assert queued.late
+    ended = [core.finished(placement, made.completed(), 11.0) for placement in list(core.fleet.by_id["premium/a"].residents)]
+    assert ended[-1][0].placement.ticket is queued
+    assert core.fleet.by_id["premium/a"].stake_per_s < 1e-6  # it has nothing to lose
+
+
+def test_best_value_takes_less_from_a_tenant_that_has_had_little() -> None:
+    core = core_of("best_value", TWO[:1])
+    core.shares.took("loud", 1e7)
+    core.shares.took("quiet", 1e5)
+    tight(core, 6, tenant="loud")
+    assert long_document(core, "quiet one's", tenant="quiet") == "premium/a"
