@@ -16,8 +16,8 @@ import json
 import statistics
 from random import Random
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import Outcome, Placement, Result
+from gateway.core.instance import Instance
 from gateway.predict.kinds import StepFacts
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.bounds import ExactPredictor

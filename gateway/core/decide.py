@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-from gateway.core import admit
+from gateway.core.admit import Admission
 from gateway.core.enforce import Controller
-from gateway.core.fleet import Fleet, Instance
+from gateway.core.fleet import Fleet
 from gateway.core.flow import (
     Action,
     ClassPolicy,
@@ -33,9 +33,9 @@ from gateway.core.flow import (
     Ticket,
 )
 from gateway.core.forming import held_until_s
+from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
-from gateway.core.returns import Returns
 from gateway.core.shares import Shares
 from gateway.core.trail import Trails
 
@@ -57,8 +57,7 @@ class Core:
         self.trails = Trails(settings.trail_size)
         self.controller = Controller()
         self.shares = Shares(settings.tenant_weights)
-        self._rates: dict[str, admit.DrainRate] = {}
-        self._returns: dict[str, Returns] = {}
+        self.admission = Admission(self.fleet, self.queues, settings)
         self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
 
@@ -113,7 +112,7 @@ class Core:
             if self._try(ticket, now_s, actions):
                 return actions
             if self._observes or self.policy.early_binding:
-                instance = self._least_loaded(ticket)
+                instance = min(self.fleet.instances(ticket), key=lambda i: i.saturation_ratio, default=None)
                 if instance is not None:
                     self._start(ticket, instance, now_s, actions, holds=False)
                     return actions
@@ -125,7 +124,7 @@ class Core:
         for model in (ticket.request.model, *ticket.request.fallback_models):
             serving = self.fleet.serving(model)
             if serving is not None and serving.instances:
-                if ticket.tried and not self._untried(ticket, model):
+                if ticket.tried and all(i.spec.instance_id in ticket.tried for i in serving.instances):
                     continue
                 if model != ticket.model:
                     ticket.model = model
@@ -133,42 +132,31 @@ class Core:
                 return True
         return False
 
-    def _untried(self, ticket: Ticket, model: str) -> bool:
-        serving = self.fleet.serving(model)
-        return serving is not None and any(i.spec.instance_id not in ticket.tried for i in serving.instances)
-
     def _wait(self, ticket: Ticket, now_s: float) -> list[Action]:
         """It stands in line, unless that would be no kindness."""
         full = self.queues.full(ticket)
         if full is None:
             class_ = self._classes[ticket.tag.experience_class]
-            may_wait = not class_.refusable or self._may_wait(ticket, now_s)
+            may_wait = not class_.refusable or self.admission.may_wait(ticket, now_s)
             self._weighed(ticket, now_s)
             if may_wait:
                 self.queues.push(ticket)
                 self.trails.add(ticket, "queued", now_s)
                 return self._fill(ticket.model, now_s)
             full = RefuseReason.CANNOT_MEET_SLO
-        predicted_s = self._predicted_wait_s(ticket, ticket.tag.rank, now_s)
-        looser = self._looser_class(ticket, now_s)
+        predicted_s = self.admission.wait_s(ticket, ticket.tag.rank, now_s)
+        looser = self.admission.looser_class(ticket, now_s)
         if looser is not None and ticket.request.may_degrade:
             return self._degrade(ticket, looser, now_s)
-        retry_s = self._retry_after_s(ticket, predicted_s, now_s)
+        retry_s = self.admission.refused(ticket, predicted_s, now_s)
         return [self._refuse(ticket, full, retry_s, now_s, looser=looser.name if looser is not None else "")]
 
     def _weighed(self, ticket: Ticket, now_s: float) -> None:
         rank, fleet = ticket.tag.rank, self.fleet
-        wait_s = self._predicted_wait_s(ticket, rank, now_s)
+        wait_s = self.admission.wait_s(ticket, rank, now_s)
         fleet.savable(ticket, now_s)  # how long it can wait is known from here on
         self.trails.weighed(ticket, fleet.considered, self.queues.ahead(ticket.model, rank), wait_s, now_s)
         fleet.considered = []
-
-    def _retry_after_s(self, ticket: Ticket, predicted_s: float, now_s: float) -> float:
-        returns = self._returns.get(ticket.model)
-        if returns is None:
-            returns = self._returns[ticket.model] = Returns(now_s)
-        returns.refused(ticket, now_s)
-        return min(returns.after_s(admit.retry_after_s(ticket, predicted_s, now_s)), admit.MAX_RETRY_AFTER_S)
 
     def _would_fit(self, request: Request, tag: Tag, now_s: float) -> bool:
         """Would one like this be let in if it came now?"""
@@ -181,30 +169,7 @@ class Core:
             self.fleet.considered = []
             if placed:
                 return True
-        return self._may_wait(ticket, now_s)
-
-    def _may_wait(self, ticket: Ticket, now_s: float) -> bool:
-        if not self.fleet.savable(ticket, now_s):
-            # Not even an idle instance could keep the promise. When nobody else is kept waiting by it, it is served all the same.
-            return self.queues.of(ticket.model).waiting == 0
-        return not admit.too_long(ticket, self._predicted_wait_s(ticket, ticket.tag.rank, now_s), now_s)
-
-    def _predicted_wait_s(self, ticket: Ticket, rank: int, now_s: float) -> float:
-        serving = self.fleet.serving(ticket.model)
-        in_flight, rate = serving.in_flight if serving is not None else 1, self._rates.get(ticket.model)
-        wait_s = admit.wait_s(self.queues.ahead(ticket.model, rank), in_flight, rate, ticket.tag.targets.e2e_s, now_s)
-        return min(wait_s, admit.LEASE_MOVES_S) if serving is not None and serving.lendable() else wait_s
-
-    def _looser_class(self, ticket: Ticket, now_s: float) -> ClassPolicy | None:
-        """The next looser class that would take it now."""
-        for class_ in self.settings.classes:
-            if class_.rank > ticket.tag.rank and class_.targets is not None:
-                lane = self.queues.of(ticket.model).lanes[class_.rank]
-                if lane.requests < class_.limits.max_requests and lane.bytes + ticket.request.body_bytes <= class_.limits.max_bytes:
-                    wait_s = self._predicted_wait_s(ticket, class_.rank, now_s)
-                    if not class_.refusable or now_s + wait_s * admit.EAGERNESS_RATIO < ticket.request.arrived_at_s + class_.targets.ttft_s:
-                        return class_
-        return None
+        return self.admission.may_wait(ticket, now_s)
 
     def _degrade(self, ticket: Ticket, class_: ClassPolicy, now_s: float) -> list[Action]:
         old = ticket.tag
@@ -283,10 +248,7 @@ class Core:
         if self.policy.learn is not None:
             self.policy.learn(placement, outcome)
         model = instance.spec.model
-        rate = self._rates.get(model)
-        if rate is None:
-            rate = self._rates[model] = admit.DrainRate(now_s)
-        rate.finished(now_s)
+        self.admission.finished(model, now_s)
         self.controller.ended(instance, placement, now_s)
         return self._fill(model, now_s)
 
@@ -322,7 +284,7 @@ class Core:
 
     def settings_changed(self, settings: CoreSettings, now_s: float) -> list[Action]:
         """Another configuration; who waits keeps waiting."""
-        self.settings = settings
+        self.settings = self.admission.settings = settings
         self._classes = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
         self.trails.size = settings.trail_size
@@ -358,8 +320,7 @@ class Core:
                 self.fleet.warm_up(instance, now_s)
             if instance.residents:
                 self.fleet.count_context(instance, now_s)
-        for returns in self._returns.values():
-            returns.look(now_s, lambda request, tag: self._would_fit(request, tag, now_s))
+        self.admission.look(now_s, lambda request, tag: self._would_fit(request, tag, now_s))
         for instance, limit in self.controller.limits(self.fleet, now_s):
             self.fleet.set_limit(instance, limit)
         return [*actions, *self._everywhere(now_s)]
@@ -487,6 +448,3 @@ class Core:
         for placement in forming:
             placement.held_until_s = 0.0
             self._go(placement, instance, now_s, actions)
-
-    def _least_loaded(self, ticket: Ticket) -> Instance | None:
-        return min(self.fleet.instances(ticket), key=lambda i: i.saturation_ratio, default=None)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gateway.core.fleet import Fleet, Instance
+from gateway.core.fleet import Fleet
 from gateway.core.flow import Placement
+from gateway.core.instance import Instance
 
 EVERY_S = 1.0
 # Below this share of the tightest promise there is room for more, above that one there is none.

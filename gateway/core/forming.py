@@ -5,8 +5,8 @@ Only where the configuration gives a window (cost tiers), and only out of time t
 
 from __future__ import annotations
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import Placement
+from gateway.core.instance import Instance
 
 # A start is held for at most this share of the time it can spare: predictions err, and the rest is theirs.
 HOLD_RATIO = 0.25

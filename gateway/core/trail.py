@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Ticket
 
 if TYPE_CHECKING:
-    from gateway.core.fleet import Instance
+    from gateway.core.instance import Instance
 
 MAX_CANDIDATES = 12
 MAX_STEPS = 64

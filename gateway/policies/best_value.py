@@ -7,8 +7,8 @@ ask for least are served. What is worth less than its price waits while it can b
 
 from __future__ import annotations
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
+from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 
 # All flat in the simulator (docs/simulate.md).

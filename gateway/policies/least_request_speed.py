@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import Ticket
+from gateway.core.instance import Instance
 from gateway.core.policy import WAIT, Chance, Fleet, Policy, Verdict
 
 

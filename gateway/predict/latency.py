@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 from gateway.core.flow import Placement
-from gateway.predict.kinds import UNKNOWN_GPU, KeyModel, StepFacts
+from gateway.predict.kinds import KeyModel
+from gateway.predict.note import Note
 from gateway.predict.regression import Drift
 
 # Prompt tokens an engine reads in one step: vLLM's default for online serving. Only the shape of the prior depends on it.
@@ -40,37 +40,6 @@ LEARN_EVERY_S = 0.02
 # Cached figures of an instance are renewed by events, and after this long without one (contexts grow, other workers report).
 FRESH_S = 0.5
 REDEPLOYED_SAMPLES = 20
-MAX_INSTANCES = 4096
-
-
-class Note:
-    """What was believed when a placement started (`Placement.features`), to learn from when the truth is known."""
-
-    __slots__ = (
-        "_ahead_k", "_first_step_s", "_further", "context_tokens", "expected_first_at_s", "first_steps", "itl_s", "new_k", "seen",
-        "sequences", "warm_tokens",
-    )  # fmt: skip
-
-    def __init__(
-        self, new_k: float, ahead_k: float, first_step_s: float, further: float, context_tokens: int, warm_tokens: float, sequences: int
-    ) -> None:
-        self.new_k = new_k
-        self._ahead_k = ahead_k
-        self._first_step_s = first_step_s
-        self._further = further
-        self.context_tokens = context_tokens
-        self.warm_tokens = warm_tokens
-        self.sequences = sequences
-        self.expected_first_at_s = 0.0
-        self.first_steps = -1.0  # the instance's step count at its first token, < 0 = none yet
-        self.seen = False  # somebody told us of its first token; without it is only reckoned
-        self.itl_s = 0.0
-
-    @property
-    def features(self) -> list[float]:
-        """What the model of first tokens looks at."""
-        new_k, first_step_s, further = self.new_k, self._first_step_s, self._further
-        return [1.0, new_k, new_k * new_k, self._ahead_k, first_step_s, further]
 
 
 class Load:
@@ -184,7 +153,7 @@ class Load:
         return min(self.prefill_ratio * math.exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S), 0.8)
 
     def stale(self) -> None:
-        """Something has changed: the cached figures are renewed when they are next asked for."""
+        """Something has changed: renew the cached figures when they are next asked for."""
         self.fresh_at_s = -1.0
 
     def refresh(self, now_s: float) -> None:
@@ -413,68 +382,3 @@ class Load:
         self._key = self._key.fork(self.step_drift.value, self.ttft_drift.value)
         self.private = True
         self.step_drift, self.ttft_drift = Drift(), Drift()
-
-
-class Latencies:
-    """All instances' loads and their kinds' models. `facts`: step times by predictor key; unknown keys begin at UNKNOWN_GPU."""
-
-    def __init__(self, facts: Mapping[str, StepFacts]) -> None:
-        self._facts = dict(facts)
-        self.keys: dict[str, KeyModel] = {}
-        self.loads: dict[str, Load] = {}
-        self._kept: dict[str, Any] = {}
-
-    def know(self, facts: Mapping[str, StepFacts]) -> None:
-        """Facts of other kinds too, for those that are yet to be met."""
-        self._facts.update(facts)
-
-    def load(self, instance_id: str, predictor_key: str) -> Load:
-        """The load of an instance, made on first sight."""
-        found = self.loads.get(instance_id)
-        if found is not None:
-            return found
-        if len(self.loads) >= MAX_INSTANCES:
-            idle = next((name for name, load in self.loads.items() if not load.decoding and not load.pending), None)
-            if idle is not None:
-                del self.loads[idle]
-        load = self.loads[instance_id] = Load(self._key(predictor_key))
-        kept = self._kept.pop(instance_id, None)
-        if kept is not None:
-            load.ttft_drift.value, load.step_drift.value = float(kept["ttft"]), float(kept["step"])
-            if kept.get("own"):
-                batches = load._key.batches
-                load._key = KeyModel(UNKNOWN_GPU)
-                load._key.batches = batches
-                load._key.restore(kept["own"])
-                load.private = True
-        else:
-            # A new sibling is expected to be as far from the facts as those that are known.
-            load.ttft_drift.value, load.step_drift.value = self._siblings(load)
-        return load
-
-    def _key(self, predictor_key: str) -> KeyModel:
-        key = self.keys.get(predictor_key)
-        if key is None:
-            key = self.keys[predictor_key] = KeyModel(self._facts.get(predictor_key, UNKNOWN_GPU))
-        return key
-
-    def _siblings(self, newcomer: Load) -> tuple[float, float]:
-        alike = [load for load in self.loads.values() if load.key is newcomer.key and load is not newcomer and load.ttft_drift.samples > 8]
-        if not alike:
-            return 1.0, 1.0
-        middle = len(alike) // 2
-        return sorted(load.ttft_drift.value for load in alike)[middle], sorted(load.step_drift.value for load in alike)[middle]
-
-    def state(self) -> dict[str, Any]:
-        """Everything learnt, as plain values. What runs at the moment is not part of it."""
-        instances = {
-            name: {"ttft": load.ttft_drift.value, "step": load.step_drift.value, "own": load.key.state() if load.private else None}
-            for name, load in self.loads.items()
-        }
-        return {"keys": {name: key.state() for name, key in self.keys.items()}, "instances": {**self._kept, **instances}}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave. ValueError or KeyError when it does not fit."""
-        for name, saved in state["keys"].items():
-            self._key(name).restore(saved)
-        self._kept = dict(state["instances"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Result, Ticket
+from gateway.core.instance import Instance
 from gateway.predict.kinds import StepFacts
-from gateway.predict.latency import FRESH_S, Latencies, Load
+from gateway.predict.latencies import Latencies
+from gateway.predict.latency import FRESH_S, Load
 from gateway.predict.lengths import Lengths
 from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios

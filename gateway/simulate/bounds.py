@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.config.catalog import Catalog
-from gateway.core.fleet import Instance
 from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Ticket
+from gateway.core.instance import Instance
 from gateway.simulate.fleets import SimulatedFleet
 from gateway.simulate.machine import Machine, MachineFacts
 from gateway.simulate.workload import Job

@@ -20,8 +20,8 @@ from zlib import crc32
 
 import msgspec
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import UNSHARED, Lease
+from gateway.core.instance import Instance
 from gateway.core.queues import ModelQueues
 from gateway.live import Live
 from gateway.state.looks import again

@@ -78,7 +78,7 @@ class Biases(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Latencies(msgspec.Struct, forbid_unknown_fields=True):
-    """predict/latency.Latencies"""
+    """predict/latencies.Latencies"""
 
     keys: dict[Word, Kind]
     instances: dict[Word, Biases]

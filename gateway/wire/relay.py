@@ -7,6 +7,7 @@ fails is exchange.py's business, deadlines are told by `due`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -356,8 +357,7 @@ class Relay:
             self._write(errors.event(error, self._exchange.endpoint))
             if not self._plain:
                 self._exchange.write(LAST_CHUNK)
-        outcome = self._outcome(self._reader.usage if self._reader else None)
-        outcome.result, outcome.fail_reason = Result.FAILED, reason
+        outcome = replace(self._outcome(self._reader.usage if self._reader else None), result=Result.FAILED, fail_reason=reason)
         self._exchange.attempt_failed(reason, error, may_retry=False, outcome=outcome, begun=True)
 
     def _release(self, keep: bool) -> None:
@@ -396,9 +396,7 @@ class Relay:
 
     def gone_outcome(self) -> Outcome:
         """What a client had got when it left."""
-        outcome = self._outcome(self._reader.usage if self._reader else None)
-        outcome.result, outcome.status = Result.CLIENT_GONE, 499
-        return outcome
+        return replace(self._outcome(self._reader.usage if self._reader else None), result=Result.CLIENT_GONE, status=499)
 
     def cancel(self, reason: FailReason) -> None:
         """End it from our side: told to the client like any failure of an engine."""
@@ -431,9 +429,7 @@ class Relay:
         """Asked a few times a second: is anything overdue?"""
         if self._ended:
             return
-        deadlines = self._deadlines
-        if deadlines is None:
-            deadlines = self._deadlines = Deadlines(self.placement, self._exchange.front.timeouts)
+        deadlines = self._deadlines = self._deadlines or Deadlines(self.placement, self._exchange.front.timeouts)
         if now_s > deadlines.request_at_s:
             self._fail(FailReason.DEADLINE)
         elif self._measures:

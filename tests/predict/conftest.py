@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import Endpoint, InstanceSpec, Outcome, Placement, Request, Result, SloTargets, Tag, Ticket
+from gateway.core.instance import Instance
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.machine import Machine, MachineFacts, Sequence
 

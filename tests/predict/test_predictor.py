@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.core.fleet import Instance
 from gateway.core.flow import Outcome, Placement, Result
+from gateway.core.instance import Instance
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.machine import MachineFacts
 from tests.predict.conftest import Bench, mape, spec_of, ticket_of
