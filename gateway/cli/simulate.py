@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+PLAIN_COLUMNS = 130
+RANKS = ("instant", "conversational", "interactive", "deferred", "batch")
+PERCENTILES = (("ttft_s", "p50"), ("ttft_s", "p95"), ("tpot_s", "p95"), ("e2e_s", "p50"), ("e2e_s", "p95"), ("queue_s", "p95"))
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gateway.simulate.suite import Suite
 
 
@@ -71,7 +77,9 @@ def command(
     from rich.console import Console
 
     console = Console()
-    for table in _tables(results):
+    if not console.is_terminal:
+        console = Console(width=PLAIN_COLUMNS)
+    for table in (*_tables(results), *(_classes(result) for result in results if fleet)):
         console.print(table)
     console.print(f"{time.monotonic() - began_s:.0f} s")
 
@@ -91,6 +99,7 @@ def _one_run(
         scored = measured(point)
         told = {"case": f"{fleet}, {workload.name}", "fleet": fleet, "workload": workload.name, "policy": Path(policy).stem, "limit": limit}
         told |= {"rate_90": None, "rate_95": None, "goodput_per_usd": scored["goodput_per_usd"]}
+        told["goodput_per_gpu_hour"] = scored["goodput_per_gpu_hour"]
         results.append(told | {"overload": [scored | {"x": 1.0}]})
     return results
 
@@ -121,59 +130,67 @@ def _suite(name: str, policies: tuple[str, ...], workers: int, as_json: bool) ->
 
 
 def _tables(results: list[dict[str, Any]]) -> list[Any]:
-    from rich.table import Table
-
     tables = []
     for case in dict.fromkeys(result["case"] for result in results):
         rows = [result for result in results if result["case"] == case]
         rows.sort(key=lambda r: -(r["rate_90"] if r["rate_90"] is not None else r["overload"][0]["attained_ratio"]))
-        table = Table(title=case, header_style="bold")
+        table = _table(case)
         table.add_column("policy")
         table.add_column("limit", justify="right")
         searched = rows[0]["rate_90"] is not None
         if searched:
-            for name in ("rate at 90 %", "rate at 95 %", "per $"):
+            for name in ("rate at 90 %", "rate at 95 %", "per $", "per GPU-h"):
                 table.add_column(name, justify="right")
         for point in rows[0]["overload"]:
             table.add_column(f"{point['x']:g}x" if searched else "attained", justify="right")
         if not searched:
-            for name in ("goodput/s", "refused", "TTFT p95", "E2E p95"):
+            for name in ("goodput/s", "per $", "per GPU-h", "refused", "wasted", "Jain", "TTFT p95", "E2E p95"):
                 table.add_column(name, justify="right")
         for row in rows:
             cells = [row["policy"], str(row["limit"] or "tiers")]
             if searched:
                 cells += [f"{row['rate_90']:.2f} ±{row.get('rate_90_ci', 0):.2f}", f"{row['rate_95']:.2f}", f"{row['goodput_per_usd']:.0f}"]
+                cells += [f"{row['goodput_per_gpu_hour']:.0f}"]
             cells += [f"{point['attained_ratio']:.0%}" for point in row["overload"]]
             if not searched:
                 point = row["overload"][0]
                 ttft, e2e = point["ttft_s"] or {}, point["e2e_s"] or {}
-                cells += [f"{point['goodput_per_s']:.2f}", f"{point['refused_ratio']:.1%}"]
+                cells += [f"{point['goodput_per_s']:.2f}", f"{point['goodput_per_usd']:.0f}", f"{point['goodput_per_gpu_hour']:.0f}"]
+                cells += [f"{point['refused_ratio']:.1%}", f"{point['wasted_tokens_ratio']:.0%}", f"{point['jain_index']:.3f}"]
                 cells += [f"{ttft.get('p95', 0):.2f} s", f"{e2e.get('p95', 0):.1f} s"]
             table.add_row(*cells)
         tables.append(table)
     return tables
 
 
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _classes(result: dict[str, Any]) -> Any:
+    """What each class got in a single run."""
+    table = _table(f"{result['policy']}, by class")
+    table.add_column("class")
+    for name in ("offered", "attained", "refused", "TTFT p50", "p95", "a token", "E2E p50", "p95", "waited"):
+        table.add_column(name, justify="right")
+    point = result["overload"][0]
+    for name, part in sorted(point["by_class"].items(), key=lambda item: RANKS.index(item[0]) if item[0] in RANKS else len(RANKS)):
+        times = [(part[key] or {}).get(share) for key, share in PERCENTILES]
+        shown = ["-" if time is None else f"{time * 1000:.0f} ms" if time < 1 else f"{time:.1f} s" for time in times]
+        table.add_row(name, str(part["offered"]), f"{part['attained_ratio']:.0%}", f"{part['refused_ratio']:.0%}", *shown)
+    return table
+
+
 def _draw(results: list[dict[str, Any]], path: str) -> None:
+    from gateway.simulate.picture import draw
+
     try:
-        import matplotlib as mpl
+        draw(results, path)
     except ImportError:
         raise click.UsageError("--picture needs matplotlib: pip install 'slo-gateway[plot]'") from None
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    cases = list(dict.fromkeys(result["case"] for result in results))
-    figure, axes = plt.subplots(len(cases), 2, figsize=(12, 4 * len(cases)), squeeze=False)
-    for row, case in zip(axes, cases, strict=True):
-        for result in (r for r in results if r["case"] == case):
-            points = sorted(result["overload"], key=lambda point: point["rate_per_s"])
-            rates = [point["rate_per_s"] for point in points]
-            row[0].plot(rates, [point["goodput_per_s"] for point in points], marker="o", label=result["policy"])
-            row[1].plot(rates, [point["attained_ratio"] * 100 for point in points], marker="o", label=result["policy"])
-        row[0].set(title=case, xlabel="offered requests/s", ylabel="goodput/s")
-        row[1].set(title="attainment over offered", xlabel="offered requests/s", ylabel="%", ylim=(0, 102))
-        row[1].axhline(90, color="grey", linewidth=0.5)
-        row[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"--picture {path}: {error}") from None
     click.echo(f"drawn: {path}", err=True)

@@ -271,7 +271,7 @@ def _searched(
         fleet_ = site(point.fleet).fleet
         result["goodput_per_usd"] = result["rate_90"] * 0.9 * 3600 / fleet_.usd_per_hour
         result["goodput_per_gpu_hour"] = result["rate_90"] * 0.9 * 3600 / len(fleet_.specs)
-        result["overload"] = [merged([next(scores) for _ in range(suite.seeds)]) | {"x": x} for x in suite.overload]
+        result["overload"] = [_point([next(scores) for _ in range(suite.seeds)], x) for x in suite.overload]
         results.append(result)
     return results
 
@@ -287,12 +287,19 @@ def _fixed(
         each = [next(scores) for _ in range(suite.seeds)]
         result: dict[str, Any] = {"case": name, "fleet": point.fleet, "workload": point.workload.name, "policy": entry.title}
         result |= {"limit": point.limit, "seeds": suite.seeds, "rate_90": None, "rate_95": None}
-        whole = merged(each)
+        whole = _point(each, 1.0)
         mean, half = confidence([one["attained_ratio"] for one in each])
         result |= {"attained_ratio": mean, "attained_ratio_ci": half, "goodput_per_usd": whole["goodput_per_usd"]}
-        result["overload"] = [whole | {"x": 1.0}]
+        result["goodput_per_gpu_hour"] = whole["goodput_per_gpu_hour"]
+        result["overload"] = [whole]
         results.append(result)
     return results
+
+
+def _point(scores: list[dict[str, Any]], x: float) -> dict[str, Any]:
+    """The mean over seeds, and between which shares they lie."""
+    attained = [each["attained_ratio"] for each in scores]
+    return merged(scores) | {"x": x, "attained_ratio_low": min(attained), "attained_ratio_high": max(attained)}
 
 
 def _tuned(

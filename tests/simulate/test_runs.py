@@ -272,3 +272,19 @@ def test_a_suite_gives_one_object_for_each_case_and_policy_with_the_promised_wor
     assert results[1]["limit"] == 16
     assert results[2]["rate_90"] is None
     assert any("knees" in stage for stage in stages)
+
+
+def test_a_suite_is_drawn_with_every_policy_and_class(tmp_path: Any) -> None:
+    from gateway.simulate.picture import draw
+
+    point = replace(POINT, fleet="1xH100", span_s=20.0)
+    results = []
+    for policy in ("best_value", "edf"):
+        curve = [measured(replace(point, policy=policy, rate_per_s=rate)) | {"x": rate} for rate in (1.0, 4.0)]
+        results.append({"case": "one GPU", "policy": policy, "rate_90": curve[0]["attained_ratio"], "overload": curve})
+    draw(results, str(tmp_path / "knees.svg"))
+    text = (tmp_path / "knees.svg").read_text()
+    for word in ("one GPU", "best_value", "edf", "conversational", "batch", "offered requests/s"):
+        assert word in text
+    draw(results, str(tmp_path / "knees.png"))
+    assert (tmp_path / "knees.png").read_bytes().startswith(b"\x89PNG")
