@@ -151,7 +151,8 @@ class Machine:
         if sequence.state == OVER:
             return
         if sequence.state == WAITING:
-            self.waiting.remove(sequence)
+            if sequence in self.waiting:  # else it is still on its way here
+                self.waiting.remove(sequence)
         elif sequence.state == READING:
             self.reading.remove(sequence)
             self._chunks = [chunk for chunk in self._chunks if chunk[0] is not sequence]

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from gateway.core.flow import UNSHARED, Cancel, Degrade, FailReason, Lease, Outcome, Placement, Refuse, Result, Start, Ticket
 from tests.core import conftest as made
 
+EVENT_KINDS = ("arrive", "arrive", "arrive", "first", "finish", "fail", "gone", "tick", "down", "up", "leave", "join", "lease")
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(("arrive", "arrive", "arrive", "first", "finish", "fail", "gone", "tick", "down", "up", "leave", "join", "lease")),
+        st.sampled_from(EVENT_KINDS),
         st.integers(0, 1_000),
         st.floats(0.0, 0.5),
     ),
@@ -56,8 +57,9 @@ class World:
             assert instance.unprefilled_tokens >= 0
             assert instance.in_flight == sum(p.ticket.request.n for p in instance.residents)
             if instance.spec.kv_tokens:
-                assert instance.kv_left_tokens == instance.spec.kv_tokens - sum(p.kv_tokens for p in instance.residents)
-                assert instance.kv_left_tokens >= 0, "above its memory"
+                tickets = [placement.ticket for placement in instance.residents]
+                needs = [t.request.prompt_tokens + int(t.expected_output_tokens) * t.request.n for t in tickets]
+                assert instance.kv_left_tokens == instance.spec.kv_tokens - sum(needs) >= 0, "above its memory"
 
     def play(self, kind: str, number: int, passes_s: float) -> None:
         self.now_s += passes_s
@@ -107,6 +109,9 @@ class World:
             self.do(self.core.leased([Lease(spec.instance_id, UNSHARED)], self.now_s))
             self.do(self.core.instance_health(spec.instance_id, True, self.now_s))
         for _ in range(500):
+            if not self.running:
+                self.play("tick", 0, 0.001)
+                assert self.running or not list(self.core.queues.waiting()), "somebody waits and everything is idle"
             if not self.running:
                 self.play("tick", 0, 5.0)
                 if not self.running and not any(True for _ in self.core.queues.waiting()):

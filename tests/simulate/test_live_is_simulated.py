@@ -163,6 +163,12 @@ def test_the_comparison_is_about_something_both_pools_are_used_and_some_are_refu
     assert not [line for line in lived.lines if line["result"] == "failed"]
 
 
+def test_who_cannot_be_served_in_time_is_told_so_at_once_and_when_to_come_back(lived: Lived) -> None:
+    refused = [line for line in lived.lines if line.get("reason") == "cannot_meet_slo"]
+    assert refused
+    assert max(line.get("queue_s", 0.0) for line in refused) <= 0.005
+
+
 @pytest.mark.parametrize("policy", ["round_robin", "static_pools", "least_request", "headroom"])
 def test_another_policy_would_be_told_from_noise(lived: Lived, policy: str) -> None:
     told = outside(lived.shares, lived.simulated(policy, seeds=5))

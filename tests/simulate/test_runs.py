@@ -288,3 +288,11 @@ def test_a_suite_is_drawn_with_every_policy_and_class(tmp_path: Any) -> None:
         assert word in text
     draw(results, str(tmp_path / "knees.png"))
     assert (tmp_path / "knees.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_who_is_still_on_the_way_to_an_engine_that_dies_is_given_up_like_the_others() -> None:
+    machine = Machine(MachineFacts(10.0, 0.0, 0.0, 100.0), Random(1))
+    on_its_way = Sequence(None, 100, 10)
+    machine.cancel(on_its_way, 1.0)
+    assert machine.in_flight == 0
+    machine.cancel(on_its_way, 1.0)
