@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Ticket
 
 if TYPE_CHECKING:
-    from gateway.core.fleet import Instance
+    from gateway.core.instance import Instance
 
 
 class Chance(Protocol):
