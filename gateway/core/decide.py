@@ -37,12 +37,12 @@ from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
 from gateway.core.shares import Shares
+from gateway.core.tickets import loosen, ticket_of
 from gateway.core.trail import Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
 LOOK_AHEAD = 3
 NO_CAPACITY_RETRY_S = 2.0
-TTFT_SHARE_OF_E2E = 0.25  # of a caller that does not stream: prefill is part of what it waits for
 
 
 class Core:
@@ -68,30 +68,9 @@ class Core:
 
     def ticket(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> Ticket:
         """A request with its deadlines. It stands nowhere yet."""
-        targets = tag.targets
-        arrived_at_s = request.arrived_at_s
-        ticket = Ticket(request, tag, arrived_at_s + targets.ttft_s, arrived_at_s + targets.e2e_s, 0.0, handle)
-        ticket.model = request.model
-        predictor = self.predictor
-        if predictor is not None:
-            ticket.expected_output_tokens = predictor.expected_output_tokens(ticket)
-        else:
-            most = request.max_output_tokens
-            ticket.expected_output_tokens = float(tag.output_tokens if most is None else min(most, tag.output_tokens))
+        ticket = ticket_of(request, tag, self._classes.get(tag.experience_class), self.predictor, handle)
         ticket.weight = self.shares.worth(request.tenant)
-        if not request.stream:
-            self._unstreamed(ticket)
-        class_ = self._classes.get(tag.experience_class)
-        ttl_s = class_.limits.ttl_s if class_ is not None else 0.0
-        ticket.expires_at_s = arrived_at_s + (ttl_s or 2.0 * targets.e2e_s)
         return ticket
-
-    def _unstreamed(self, ticket: Ticket) -> None:
-        """Its caller sees the end only: what E2E leaves is divided between the first token and the gaps."""
-        targets = ticket.tag.targets
-        ttft_s = max(targets.ttft_s, TTFT_SHARE_OF_E2E * targets.e2e_s)
-        ticket.ttft_deadline_at_s = ticket.request.arrived_at_s + ttft_s
-        ticket.itl_target_s = max(targets.itl_s, (targets.e2e_s - ttft_s) / max(ticket.expected_output_tokens, 1.0))
 
     def arrived(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> list[Action]:
         """`ticket` and `submit` in one."""
@@ -156,7 +135,6 @@ class Core:
         wait_s = self.admission.wait_s(ticket, rank, now_s)
         fleet.savable(ticket, now_s)  # how long it can wait is known from here on
         self.trails.weighed(ticket, fleet.considered, self.queues.ahead(ticket.model, rank), wait_s, now_s)
-        fleet.considered = []
 
     def _would_fit(self, request: Request, tag: Tag, now_s: float) -> bool:
         """Would one like this be let in if it came now?"""
@@ -172,28 +150,10 @@ class Core:
         return self.admission.may_wait(ticket, now_s)
 
     def _degrade(self, ticket: Ticket, class_: ClassPolicy, now_s: float) -> list[Action]:
-        old = ticket.tag
-        targets = class_.targets
-        assert targets is not None
-        ticket.degraded_from = ticket.degraded_from or old.experience_class
-        looser = replace(
-            targets,
-            ttft_s=max(targets.ttft_s, old.targets.ttft_s),
-            itl_s=max(targets.itl_s, old.targets.itl_s),
-            e2e_s=max(targets.e2e_s, old.targets.e2e_s),
-            e2e_limit_s=max(targets.e2e_limit_s, old.targets.e2e_limit_s),
-        )
-        tag = ticket.tag = replace(old, experience_class=class_.name, rank=class_.rank, targets=looser, tiers=class_.tiers)
-        arrived_at_s = ticket.request.arrived_at_s
-        ticket.ttft_deadline_at_s = arrived_at_s + looser.ttft_s
-        ticket.e2e_deadline_at_s = arrived_at_s + looser.e2e_s
-        ticket.latest_start_at_s, ticket.seen_version = -1.0, -1
-        ticket.expires_at_s = arrived_at_s + (class_.limits.ttl_s or 2.0 * looser.e2e_s)
-        if not ticket.request.stream:
-            self._unstreamed(ticket)
+        loosen(ticket, class_)
         self.trails.add(ticket, "degraded", now_s, class_.name)
         self.queues.push(ticket)
-        return [Degrade(ticket, tag), *self._fill(ticket.model, now_s)]
+        return [Degrade(ticket, ticket.tag), *self._fill(ticket.model, now_s)]
 
     def _refuse(
         self, ticket: Ticket, reason: RefuseReason, retry_after_s: float, now_s: float, looser: str = "", hopeless: bool = False

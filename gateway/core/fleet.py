@@ -3,9 +3,6 @@
 The figures are what the gateway itself knows at this moment (never scraped, never stale); other workers' load is told by state/
 through `others`. What an instance will *take* is the predictor's business, whether to use it the policy's.
 
-In-flight counts sequences: a request for n choices occupies n places in the engine's batch and n slots under the limit. One that asks
-for more choices than a limit has slots may start alone on an empty instance, or it could never start at all.
-
 Everything a decision reads is kept ready as events come in. For each model there is one list of open instances per class rank, so that
 a decision touches no instance it may not use: a class sees an instance only while its saturation is below the class's ceiling.
 """
@@ -18,6 +15,8 @@ from math import inf
 from gateway.core.flow import UNSHARED, Considered, InstanceSpec, Lease, Placement, Prediction, Ticket
 from gateway.core.instance import Instance, Serving
 from gateway.core.policy import Predictor
+
+__all__ = ["Fleet", "Instance"]
 
 # An instance that comes back from the dead has cold caches and may die again: it starts with a quarter of its slots and has them
 # all after half a minute, which is what load balancers call slow start.

@@ -16,9 +16,8 @@ import pytest
 from gateway import policies
 from gateway.config.gpus import shipped_gpus
 from gateway.core.decide import Core
-from gateway.core.fleet import Fleet
+from gateway.core.fleet import Fleet, Instance
 from gateway.core.flow import Placement, Result, Ticket
-from gateway.core.instance import Instance
 from gateway.core.queues import Lane
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.fleets import fleet
