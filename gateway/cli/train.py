@@ -23,17 +23,19 @@ NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--out", type=NEW_FILE, help="The model to write.")
 @click.option("--from-log", "logs", multiple=True, type=FILE, help="A request log whose explicit tags are learnt; may be given again.")
 @click.option("--bank", type=FILE, help="Instructions to compose more rows from, with the documents beside DATA.")
-@click.option("--composed", type=click.IntRange(1, 5000), default=350, show_default=True, help="Rows composed of each kind.")
+@click.option("--composed", type=click.IntRange(1, 5000), default=500, show_default=True, help="Rows composed of each kind.")
 @click.option("--share", "shares", multiple=True, metavar="SET=NUMBER", help="How much a set counts, 1 when left out; may be given again.")
 @click.option("--folds", type=click.IntRange(0, 20), default=5, show_default=True, help="Parts to judge by; 0 judges nothing.")
+@click.option("--temperature", type=click.FloatRange(0.1, 10), help="What scores are divided by; found by --folds when left out.")
 @click.option("--across", is_flag=True, help="Judge each set by a model trained on all the others too.")
 @click.option("--rivals/--no-rivals", default=True, show_default=True, help="Judge keyword rules and TF-IDF beside it.")
 @click.option(
-    "--heads", type=click.IntRange(1, 8), default=2, show_default=True, help="Fits from different seeds, side by side in one model."
+    "--heads", type=click.IntRange(1, 8), default=1, show_default=True, help="Fits from different seeds, side by side in one model."
 )
 @click.option("--epochs", type=click.IntRange(1, 200), default=16, show_default=True, help="How often all rows are gone through.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--report", type=NEW_FILE, help="Every figure, as JSON.")
+@click.option("--table", type=NEW_FILE, help="The figures as a table in Markdown.")
 @click.option("--picture", type=NEW_FILE, help="Confusion and calibration, as SVG or PNG (needs matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of tables.")
 def command(data: tuple[Path, ...], out: Path | None, logs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
@@ -58,6 +60,8 @@ def command(data: tuple[Path, ...], out: Path | None, logs: tuple[Path, ...], as
         raise click.ClickException(str(error)) from None
     if options["report"]:
         options["report"].write_text(json.dumps(report, indent=1) + "\n", "utf8")
+    if options["table"] and report.get("figures"):
+        options["table"].write_text(markdown(report["figures"]), "utf8")
     if options["picture"] and report.get("figures"):
         from gateway.classify.training.picture import draw
 
@@ -82,7 +86,7 @@ def _from_log(logs: tuple[Path, ...], out: Path | None) -> dict[str, Any]:
 
 def _from_rows(
     data: tuple[Path, ...], out: Path | None, quiet: bool, *, folds: int, across: bool, heads: int, epochs: int, seed: int,
-    bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, **_: Any,
+    bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, temperature: float | None, **_: Any,
 ) -> dict[str, Any]:  # fmt: skip
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -103,17 +107,17 @@ def _from_rows(
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )  # fmt: skip
         report: dict[str, Any] = {"rows": len(rows), "composed": len(made), "sets": _sets(rows)}
-        temperature = 1.0
+        report["temperature"] = temperature or 1.0
         if folds:
-            report["figures"], temperature = trial.report(folds, across)
-            report["temperature"] = temperature
+            report["figures"], found = trial.report(folds, across)
+            report["temperature"] = temperature or found
         if out is not None:
-            _write(trial, temperature, report, out)
+            _write(trial, report, out)
     return report
 
 
-def _write(trial: Trial, temperature: float, report: dict[str, Any], out: Path) -> None:
-    model = trial.final(temperature)
+def _write(trial: Trial, report: dict[str, Any], out: Path) -> None:
+    model = trial.final(report["temperature"])
     report["mix"] = model.notes["mix"]
     model.save(out)
     report["bytes"] = out.stat().st_size
@@ -148,6 +152,16 @@ def _sets(rows: list[Labelled]) -> dict[str, int]:
 
 COLUMNS = (("accuracy", "accuracy"), ("macro_f1", "macro F1"), ("class_accuracy", "class"), ("cost", "cost"),
            ("calibration_error", "calibration error"), ("sure_ratio", "sure"), ("sure_accuracy", "right when sure"))  # fmt: skip
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """A row for each way of judging and each contender."""
+    lines = ["| judged | by | " + " | ".join(heading for _, heading in COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    for title, contenders in figures.items():
+        for name, told in contenders.items():
+            shown = f"**{name}**" if name == "learned" else name
+            lines.append(f"| {title} ({told['rows']}) | {shown} | " + " | ".join(f"{told[key]:.3f}" for key, _ in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _tell(report: dict[str, Any], took_s: float) -> None:

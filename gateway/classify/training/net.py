@@ -37,7 +37,6 @@ class Recipe:
     lost_system: float = 0.25  # requests whose system text is left out
     lost_pairs: float = 0.3
     lost_structure: float = 0.15
-    blind: float = 0.0  # requests seen without any structure
     lost_hidden: float = 0.3
     doubt: float = 0.02  # of the label
 
@@ -177,7 +176,7 @@ class Net:
         counts = self.counts[batch.ids] * (chance.random(len(batch.ids), np.float32) >= r.lost_words)
         lost_pairs = np.where(chance.random(len(batch.ids), np.float32) < r.lost_pairs, BIGRAMS, batch.pairs)
         x = (batch.structure - self.mean) / self.spread
-        x = x * (chance.random(x.shape) >= r.lost_structure) * (chance.random((len(x), 1)) >= r.blind)
+        x = x * (chance.random(x.shape) >= r.lost_structure)
         x = x.astype(np.float32)
         means, weight = batch.means, batch.weight
         parts = place_parts(batch.places)

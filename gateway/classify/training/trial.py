@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -125,8 +125,3 @@ class Trial:
         model.temperature = temperature
         model.notes = {"mix": mix_of(every, shares_of(every, self.share)), "rows": len(self.rows), "composed": len(self.composed)}
         return model
-
-
-def quicker(recipe: Recipe, epochs: int) -> Recipe:
-    """The same with another number of epochs."""
-    return replace(recipe, epochs=epochs)
