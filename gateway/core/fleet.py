@@ -135,7 +135,7 @@ class Fleet:
         placement.context_tokens = prompt_tokens
         self.version = instance.version = self.version + 1
         instance.residents[placement] = None
-        instance.stake_per_s += ticket.stake_per_s
+        instance.stake_ours_per_s += ticket.stake_per_s
         instance.unprefilled_tokens += prompt_tokens
         instance.context_tokens += prompt_tokens
         placement.kv_tokens = kv_tokens = kv_needs_tokens(ticket)
@@ -146,6 +146,7 @@ class Fleet:
         if itl_target_s < instance.tightest_itl_s:
             instance.tightest_itl_s = itl_target_s
         in_flight = instance.in_flight = instance.in_flight + request.n
+        _stake(instance)
         serving = instance.serving
         if serving is not None:
             serving.in_flight += request.n
@@ -179,7 +180,7 @@ class Fleet:
         instance.context_tokens -= placement.context_tokens
         instance.kv_left_tokens += placement.kv_tokens
         ticket = placement.ticket
-        instance.stake_per_s = max(instance.stake_per_s - ticket.stake_per_s, 0.0) if instance.residents else 0.0
+        instance.stake_ours_per_s = max(instance.stake_ours_per_s - ticket.stake_per_s, 0.0) if instance.residents else 0.0
         itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
         counts = instance.itl_targets
         left = counts[itl_target_s] - 1
@@ -191,6 +192,7 @@ class Fleet:
                 instance.tightest_itl_s = min(counts, default=inf)
         n = ticket.request.n
         in_flight = instance.in_flight = instance.in_flight - n
+        _stake(instance)
         serving = instance.serving
         if serving is not None:
             serving.in_flight -= n
@@ -282,6 +284,7 @@ class Fleet:
         instance.others_in_flight = in_flight
         instance.others_unprefilled_tokens = unprefilled_tokens
         instance.others_context_tokens = context_tokens
+        _stake(instance)
         self._count_others(instance)
 
     def lease(self, leases: Iterable[Lease]) -> None:
@@ -372,6 +375,12 @@ def kv_needs_tokens(ticket: Ticket) -> int:
     """KV cache that its prompt and its expected answers take; the choices of one request share its prompt. Whole tokens, so that
     what is taken and given back adds up."""
     return ticket.request.prompt_tokens + int(ticket.expected_output_tokens) * ticket.request.n
+
+
+def _stake(instance: Instance) -> None:
+    ours = instance.in_flight
+    others = instance.others_in_flight / ours if ours else 0.0
+    instance.stake_per_s = instance.stake_ours_per_s * (1.0 + others)
 
 
 def _nested(ceilings: Sequence[float]) -> tuple[float, ...]:

@@ -35,6 +35,7 @@ class Instance:
         "serving",
         "slots",
         "spec",
+        "stake_ours_per_s",
         "stake_per_s",
         "tightest_itl_s",
         "unprefilled_tokens",
@@ -54,7 +55,8 @@ class Instance:
         self.kv_left_tokens: float = spec.kv_tokens or inf  # of its KV cache, once residents have said what is expected of them
         self.tightest_itl_s = inf  # the smallest ITL target among residents
         self.itl_targets: dict[float, int] = {}  # how many residents have each target
-        self.stake_per_s = 0.0  # what a second of delay costs all residents together, as their policy reckons
+        self.stake_ours_per_s = 0.0  # what a second of delay costs our residents together, as the policy that placed them reckons
+        self.stake_per_s = 0.0  # the same for everybody's: those of other workers are taken to be like ours
         self.residents: dict[Placement, None] = {}  # in the order they came, so that the same events give the same answers
         self.forming: list[Placement] = []  # residents whose start is held back until a batch has formed
         self.forming_until_s = inf  # when the first of them cannot wait any longer
