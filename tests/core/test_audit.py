@@ -17,7 +17,7 @@ from gateway import policies
 from gateway.config.gpus import shipped_gpus
 from gateway.core.decide import Core
 from gateway.core.fleet import Fleet, Instance
-from gateway.core.flow import Placement, Result, Ticket
+from gateway.core.flow import Placement, RefuseReason, Result, Ticket
 from gateway.core.queues import Lane
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.fleets import fleet
@@ -88,6 +88,9 @@ def test_no_limit_is_passed_and_nobody_is_in_two_places_under_any_policy(policy:
     run = audited(policy)
     assert len(run.records) > 150
     assert all(record.ended for record in run.records if record.result is not Result.FAILED)
+    # Patient work is refused for the length of its queue and of its wait, never for load.
+    patient = {record.refuse_reason for record in run.records if record.experience_class in ("deferred", "batch")}
+    assert patient <= {None, RefuseReason.QUEUE_FULL, RefuseReason.QUEUE_BYTES, RefuseReason.EXPIRED, RefuseReason.NO_CAPACITY}
 
 
 def test_the_same_input_gives_the_same_output_in_every_process() -> None:

@@ -119,6 +119,15 @@ def test_round_robin_takes_each_in_its_turn() -> None:
     assert sorted(places("round_robin")) == sorted(each.instance_id for each in SPECS)
 
 
+def test_round_robin_by_speed_gives_each_its_share_and_never_all_of_it_at_once() -> None:
+    specs = [
+        replace(made.instance(f"premium/{name}", limit=100), speed_per_s=speed) for name, speed in (("a", 3.0), ("b", 2.0), ("c", 1.0))
+    ]
+    turns = [name[-1] for name in places("round_robin_speed", 60, specs)]
+    assert [turns.count(name) for name in "abc"] == [30, 20, 10]
+    assert "".join(turns[:6]).count("aa") == 0
+
+
 def test_least_request_fills_evenly_and_its_speed_aware_twin_by_speed() -> None:
     assert sorted(places("least_request")) == sorted(each.instance_id for each in SPECS)
     assert [name.split("/")[0] for name in places("least_request_speed")] == ["premium"] * 4
@@ -135,7 +144,7 @@ def test_one_queue_and_deadlines_fill_what_is_least_full() -> None:
         assert len(set(places(policy))) == 4
 
 
-@pytest.mark.parametrize(("policy", "first"), [("fifo", "early"), ("edf", "tight"), ("edf_fastest", "tight")])
+@pytest.mark.parametrize(("policy", "first"), [("fifo", "early"), ("fifo_fastest", "early"), ("edf", "tight"), ("edf_fastest", "tight")])
 def test_a_queue_goes_by_arrival_or_by_deadline(policy: str, first: str) -> None:
     core = core_of(policy, [spec("premium/a", "premium", 1)])
     [busy] = core.arrived(made.request(), made.tag(3, 5.0), 10.0)
@@ -145,8 +154,9 @@ def test_a_queue_goes_by_arrival_or_by_deadline(policy: str, first: str) -> None
     assert start.placement.ticket.request.request_id == first
 
 
-def test_fastest_first_leaves_the_fastest_only_when_it_is_full() -> None:
-    assert [name.split("/")[0] for name in places("edf_fastest", 7)] == ["premium"] * 6 + ["balanced"]
+@pytest.mark.parametrize("policy", ["edf_fastest", "fifo_fastest"])
+def test_fastest_first_leaves_the_fastest_only_when_it_is_full(policy: str) -> None:
+    assert [name.split("/")[0] for name in places(policy, 7)] == ["premium"] * 6 + ["balanced"]
 
 
 def test_static_pools_never_spill_over() -> None:
