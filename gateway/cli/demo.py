@@ -57,7 +57,8 @@ def command(for_: str, rate: float, port: int, as_json: bool) -> None:
     console = Console(stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="slo-gateway-demo-") as folder:
         children: list[subprocess.Popen[bytes]] = []
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        # A terminal that is closed hangs up: that is an end like any other.
+        previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             with console.status("starting six simulated engines and the gateway"):
                 addresses = _engines(children, Path(folder))
@@ -70,7 +71,8 @@ def command(for_: str, rate: float, port: int, as_json: bool) -> None:
             status = UNREACHABLE
         finally:
             _stop(children)
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
     sys.exit(status)
 
 

@@ -75,13 +75,14 @@ def test_an_unknown_gpu_is_told_which_there_are() -> None:
     assert "H100" in told.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_however_the_demo_ends_it_sums_up_if_it_can_and_its_children_end_with_it(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_however_the_demo_ends_it_sums_up_if_it_can_and_its_children_end_with_it(number: signal.Signals, tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-m", "gateway", "demo", "--for", "60s", "--port", "0", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert demo.stderr is not None
     said = ""
@@ -100,6 +101,7 @@ def test_however_the_demo_ends_it_sums_up_if_it_can_and_its_children_end_with_it
         told = json.loads(out)
         assert told["usd_per_hour"] > 0
         assert told["rows"][-1]["name"] == "all"
+        assert not list(tmp_path.iterdir())
     end_s = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < end_s, "children are left"
