@@ -181,6 +181,17 @@ class Key(ConfigModel):
     """its tenant's share of a contended queue, against 1 for others"""
 
 
+class TargetsChange(ConfigModel):
+    """New targets; those left out stay as they are."""
+
+    ttft_s: PositiveSeconds | None = None
+    """last byte of the request read to first content token sent, p95"""
+    itl_s: PositiveSeconds | None = None
+    """gap between two tokens, p95"""
+    e2e: E2eTarget | None = None
+    """last byte of the request read to last byte sent, p95: a duration, or `{target, limit}`"""
+
+
 class UseCaseChange(ConfigModel):
     """A change to a use case of the catalogue, or a new one (which needs `profile`, `experience_class` and all three targets)."""
 
@@ -194,17 +205,6 @@ class UseCaseChange(ConfigModel):
     """a second class that a request may ask for"""
     targets: TargetsChange | None = None
     """its own promise"""
-
-
-class TargetsChange(ConfigModel):
-    """New targets; those left out stay as they are."""
-
-    ttft_s: PositiveSeconds | None = None
-    """last byte of the request read to first content token sent, p95"""
-    itl_s: PositiveSeconds | None = None
-    """gap between two tokens, p95"""
-    e2e: E2eTarget | None = None
-    """last byte of the request read to last byte sent, p95: a duration, or `{target, limit}`"""
 
 
 class QueueChange(ConfigModel):
