@@ -137,7 +137,11 @@ def learned_of(loaded: Loaded, before: Learned | None = None) -> Learned | None:
         learned = Learned(model, loaded.catalog, settings, shadow, before.apps)
     else:
         model = Model.load(paths[0]) if paths[0] else Model.load()
-        learned = Learned(model, loaded.catalog, settings, Model.load(paths[1], table=model.table) if paths[1] else None)
+        shadow = Model.load(paths[1], table=model.table) if paths[1] else None
+        for one in (model, shadow):
+            if one is not None:
+                one.lighten()
+        learned = Learned(model, loaded.catalog, settings, shadow)
     learned.paths = paths
     return learned
 

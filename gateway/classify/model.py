@@ -8,7 +8,7 @@ and the request's structure decide with it. training/fit.py makes the weights; t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Model:
         ids, starts, places = seen.ids, seen.starts, seen.places
         heads, kinds = w.heads, len(KINDS)
         size = len(w.attention)
-        words = self._words.take(ids, axis=0)
+        words = self._words.take(ids, axis=0).astype(np.float32, copy=False)
         words += self._pairs.take(bigrams(ids, starts), axis=0)
         summed = np.add.reduceat(words, starts, axis=0)
         stands = self._places.take(places, axis=0)
@@ -124,6 +124,13 @@ class Model:
         np.exp(scores, out=scores)
         scores /= scores.sum()
         return scores
+
+    def lighten(self) -> None:
+        """Keep only what answers are made of, in half the memory: it can no longer be saved or trained."""
+        nothing = np.empty((0, 0), np.float32)
+        self.weights = replace(self.weights, projection=nothing, pairs=nothing, own=nothing, places=nothing, structure=nothing)
+        self.table.forget()
+        self._words, self._pairs = self._words.astype(np.float16), self._pairs.astype(np.float16)
 
     def save(self, path: Path) -> None:
         """One file; what words and pairs add is kept in int8, and only where it is anything. The words are kept in their own file."""

@@ -144,6 +144,10 @@ class Table:
             weights=self.weights.astype(np.float16),
         )
 
+    def forget(self) -> None:
+        """Keep the words; what their vectors were is in a model by now."""
+        self.list, self.vectors, self.scales, self.weights = [], self.vectors[:0].copy(), self.scales[:0], self.weights[:0]
+
     def dense(self) -> NDArray[np.float32]:
         """The vectors as they are computed with."""
         return self.vectors.astype(np.float32) * self.scales.astype(np.float32)[:, None]
