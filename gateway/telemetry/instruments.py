@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.core.flow import Endpoint, FailReason, RefuseReason
 from gateway.measure.attainment import CellKey
@@ -32,6 +33,7 @@ OPERATIONS = {
 }
 
 Samples = Iterable[tuple[tuple[str, ...], float]]  # values of a row's labels, with the figure
+OverWorkers = Literal["sum", "max", "min", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Reading:
     of: Callable[[Sources, Iterable[CellKey]], Samples]
     unit: str = ""
     kind: str = "gauge"
+    over_workers: OverWorkers = "sum"  # what several workers' figures of the same labels are together
 
 
 Metric = CellHistogram | GenAiHistogram | CellCounter | Reading
@@ -144,6 +147,8 @@ def _targets(sources: Sources, cells: Iterable[CellKey]) -> Samples:
 _INSTANCE = ("pool", "tier", "model", "instance_id")  # `instance` is what Prometheus calls the gateway it reads
 _QUEUE = ("model", "experience_class")
 _QUOTA = ("quota", "measure")
+_WORKER = ("worker",)  # its number, 0 and up: the same place keeps its number over restarts
+RESTARTS = ("crash", "upgrade")
 
 METRICS: tuple[Metric, ...] = (
     # What users got, against what they were promised.
@@ -246,39 +251,57 @@ METRICS: tuple[Metric, ...] = (
         ("use_case", "experience_class", "sli"),
         _targets,
         unit="s",
+        over_workers="max",
     ),
     Reading("slo_gateway_instance_in_flight", "Requests this gateway has on an instance.", _INSTANCE, _per_instance(lambda i: i.in_flight)),
-    Reading("slo_gateway_instance_limit", "Requests it may have there.", _INSTANCE, _per_instance(lambda i: i.limit)),
+    Reading("slo_gateway_instance_limit", "Requests it may have there.", _INSTANCE, _per_instance(lambda i: i.limit), over_workers="max"),
     Reading(
         "slo_gateway_instance_saturation_ratio",
         "How full an instance is; 1 is full.",
         _INSTANCE,
         _per_instance(lambda i: i.saturation_ratio),
         unit="1",
+        over_workers="max",
     ),
-    Reading("slo_gateway_instance_healthy", "1 when an instance answers its health checks.", _INSTANCE, _per_instance(lambda i: i.healthy)),
+    Reading(
+        "slo_gateway_instance_healthy",
+        "1 when an instance answers its health checks, every worker's.",
+        _INSTANCE,
+        _per_instance(lambda i: i.healthy),
+        over_workers="min",
+    ),
     Reading(
         "slo_gateway_instance_draining",
         "1 when an instance is given nothing new.",
         _INSTANCE,
         _per_instance(lambda i: i.draining),
+        over_workers="max",
     ),
-    Reading("slo_gateway_pool_usd_per_hour", "What a pool's instances cost.", ("pool", "tier", "gpu"), _pool_costs),
+    Reading("slo_gateway_pool_usd_per_hour", "What a pool's instances cost.", ("pool", "tier", "gpu"), _pool_costs, over_workers="max"),
     Reading("slo_gateway_queue_requests", "Requests that wait for a slot.", _QUEUE, _per_queue(lambda q: q.requests)),
     Reading("slo_gateway_queue_bytes", "Bytes of their bodies.", _QUEUE, _per_queue(lambda q: q.bytes), unit="By"),
-    Reading("slo_gateway_queue_oldest_seconds", "How long the oldest has waited.", _QUEUE, _per_queue(lambda q: q.oldest_s), unit="s"),
+    Reading(
+        "slo_gateway_queue_oldest_seconds",
+        "How long the oldest has waited.",
+        _QUEUE,
+        _per_queue(lambda q: q.oldest_s),
+        unit="s",
+        over_workers="max",
+    ),
     # What is shared with other workers, and what keys may use.
     Reading(
         "slo_gateway_state_shared",
         "1 while leases of the shared state stand, 0 when it is lost; absent when nothing is shared.",
         (),
         lambda sources, _: [((), now.state == "shared")] if (now := sources.shares()).state != "alone" else [],
+        over_workers="min",
     ),
     Reading(
         "slo_gateway_state_connected",
         "1 when the shared state answered the latest call.",
         (),
         lambda sources, _: [((), store.connected) for store in _stores(sources)],
+        over_workers="min",
     ),
     Reading(
         "slo_gateway_state_silent_seconds",
@@ -286,6 +309,7 @@ METRICS: tuple[Metric, ...] = (
         (),
         lambda sources, _: [((), store.silent_s) for store in _stores(sources) if store.silent_s is not None],
         unit="s",
+        over_workers="max",
     ),
     Reading(
         "slo_gateway_state_errors_total",
@@ -296,25 +320,36 @@ METRICS: tuple[Metric, ...] = (
     ),
     Reading(
         "slo_gateway_controller",
-        "1 in the one worker that does what only one may do.",
+        "1 in the one gateway whose worker does what only one may do.",
         (),
         lambda sources, _: [((), sources.shares().controller)],
     ),
-    Reading("slo_gateway_workers", "Workers that share instances and quotas.", (), lambda sources, _: [((), sources.shares().workers)]),
+    Reading(
+        "slo_gateway_workers",
+        "Workers that share instances and quotas, those of other gateways with the same state included.",
+        (),
+        lambda sources, _: [((), sources.shares().workers)],
+        over_workers="max",
+    ),
     Reading(
         "slo_gateway_leased_slots",
-        "Requests this worker may have on an instance, of the limit it shares with others.",
+        "Requests this gateway may have on an instance, of the limit it shares with others.",
         ("instance_id",),
         lambda sources, _: [((lease.instance_id,), lease.slots) for lease in sources.shares().leases],
     ),
     Reading(
-        "slo_gateway_quota_limit", "A key's quota.", _QUOTA, lambda sources, _: [((q.quota, q.measure), q.limit) for q in _quotas(sources)]
+        "slo_gateway_quota_limit",
+        "A key's quota.",
+        _QUOTA,
+        lambda sources, _: [((q.quota, q.measure), q.limit) for q in _quotas(sources)],
+        over_workers="max",
     ),
     Reading(
         "slo_gateway_quota_remaining",
         "What is left of it now.",
         _QUOTA,
         lambda sources, _: [((q.quota, q.measure), q.remaining) for q in _quotas(sources)],
+        over_workers="min",
     ),
     Reading(
         "slo_gateway_quota_refused_total",
@@ -346,6 +381,7 @@ METRICS: tuple[Metric, ...] = (
         ("kind",),
         lambda sources, _: [((kind,), share) for now in _classifier(sources) for kind, share in now.kinds().items()],
         unit="1",
+        over_workers="mean",
     ),
     Reading(
         "slo_gateway_classify_drift_ratio",
@@ -353,12 +389,14 @@ METRICS: tuple[Metric, ...] = (
         (),
         lambda sources, _: [((), drift) for now in _classifier(sources) if (drift := now.drift()) is not None],
         unit="1",
+        over_workers="mean",
     ),
     Reading(
         "slo_gateway_classify_known_applications",
         "Applications whose use case is remembered.",
         (),
         lambda sources, _: [((), now.known()) for now in _classifier(sources)],
+        over_workers="max",
     ),
     Reading(
         "slo_gateway_classify_shadow_total",
@@ -367,15 +405,49 @@ METRICS: tuple[Metric, ...] = (
         lambda sources, _: [(pair, count) for now in _classifier(sources) for pair, count in now.shadowed.items()],
         kind="counter",
     ),
-    # The process itself.
-    Reading("slo_gateway_ready", "1 when traffic should be sent here.", (), lambda sources, _: [((), not sources.not_ready())]),
+    # The gateway and its processes.
+    Reading(
+        "slo_gateway_ready",
+        "1 when traffic should be sent here.",
+        (),
+        lambda sources, _: [((), not sources.not_ready())],
+        over_workers="max",
+    ),
     Reading(
         "slo_gateway_config_last_reload_successful",
         "0 when the configuration's file was refused the last time it was read, and an older one is in force.",
         (),
         lambda sources, _: [((), not sources.reload_refused())],
+        over_workers="min",
     ),
-    Reading("slo_gateway_connections", "Open client connections.", (), lambda sources, _: [((), sources.connections())]),
+    Reading(
+        "slo_gateway_worker_accepting",
+        "1 when a worker takes connections.",
+        _WORKER,
+        lambda sources, _: [((sources.worker(),), sources.accepting())],
+        over_workers="max",
+    ),
+    Reading(
+        "slo_gateway_worker_restarts_total",
+        "Workers that took another one's place, by why: after a crash at most the last second of what that one counted is missing.",
+        ("why",),
+        lambda sources, _: [((why,), count) for why, count in sources.restarts().items()],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_worker_loop_lag_seconds",
+        "The worst lateness of a worker's own timers of late: how long streams were held up.",
+        _WORKER,
+        lambda sources, _: [((sources.worker(),), sources.loop_lag_s())],
+        unit="s",
+        over_workers="max",
+    ),
+    Reading(
+        "slo_gateway_connections",
+        "Open client connections, by worker.",
+        _WORKER,
+        lambda sources, _: [((sources.worker(),), sources.connections())],
+    ),
     Reading(
         "slo_gateway_limit_hits_total",
         "Clients turned away by a limit, by its key in the configuration.",
@@ -392,15 +464,17 @@ METRICS: tuple[Metric, ...] = (
     ),
     Reading(
         "slo_gateway_start_time_seconds",
-        "When this process started, in Unix time.",
+        "When the gateway started, in Unix time.",
         (),
         lambda sources, _: [((), sources.started_unix_s())],
         unit="s",
+        over_workers="min",
     ),
     Reading(
         "slo_gateway_info",
         "Always 1; the labels say what runs here.",
         ("version", "mode", "policy"),
         lambda sources, _: [(sources.labels(), 1)],
+        over_workers="max",
     ),
 )

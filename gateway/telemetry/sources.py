@@ -152,6 +152,22 @@ class Sources(Protocol):
         """Was the configuration's file wrong when it was read the last time?"""
         ...
 
+    def worker(self) -> str:
+        """This worker's number, 0 and up."""
+        ...
+
+    def accepting(self) -> bool:
+        """Does it take connections?"""
+        ...
+
+    def loop_lag_s(self) -> float:
+        """How late its timers were of late, at worst."""
+        ...
+
+    def restarts(self) -> Mapping[str, int]:
+        """How often a worker took another one's place, by why; empty in a worker itself, which does not know."""
+        ...
+
     def limit_hits(self) -> Mapping[str, int]:
         """How often each limit of the configuration turned a client away, by its key (`header_bytes`, `connections_per_ip`, ...)."""
         ...
