@@ -20,6 +20,10 @@ from gateway.serve.link import Handler, Link
 BEGIN = "import sys; place = sys.argv.pop(1); place in sys.path or sys.path.insert(0, place); from gateway.serve.member import main; main()"
 
 
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+SETTLED_S = 10.0
+
+
 @dataclass(eq=False)
 class Member:
     """A worker. `state` is as in admin/views.WorkerView; instants are on the monotonic clock."""
@@ -63,6 +67,11 @@ class Seat:
     member: Member | None = None
     generation: int = 0
     wait_s: float = 0.0  # before a next one is tried
+
+    def left(self, lived_s: float) -> None:
+        """Whoever sat here has gone after so long: one that lived is followed at once, the others later and later."""
+        self.member = None
+        self.wait_s = 0.0 if lived_s >= SETTLED_S else min(max(self.wait_s * 2.0, FIRST_WAIT_S), LONGEST_WAIT_S)
 
 
 async def seated(seat: Seat, seats: Sequence[Seat], take: socket.socket, give: socket.socket, generation: int, handler: Handler) -> Member:

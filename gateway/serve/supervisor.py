@@ -27,7 +27,7 @@ from gateway.config.load import ConfigError, Loaded
 from gateway.serve.agreement import Agreement
 from gateway.serve.link import VERSION, LinkError
 from gateway.serve.own_store import OwnStore
-from gateway.serve.seats import Member, Seat, seated
+from gateway.serve.seats import SETTLED_S, Member, Seat, seated
 from gateway.telemetry.instruments import RESTARTS
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ START_S = 60.0  # for a worker to become ready, on a machine that has other thin
 ACT_S = 10.0  # for a worker to take a configuration, or to accept
 SILENT_S = 5.0  # without a word: others accept for it
 DEAD_S = 30.0  # without a word: it is killed
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before the next one, when a worker did not live long
-SETTLED_S = 10.0  # a worker that lived so long is followed at once
 LAST_S = 10.0  # beyond drain, for workers to end
 MISSING_S = 1.2  # a worker tells what it has counted once a second
 
@@ -294,11 +292,9 @@ class Supervisor:
                 MISSING_S,
             )
         if seat.member is member:
-            seat.member = None
+            seat.left(time.monotonic() - member.started_at_s)
             if self._up and not self._stop.is_set():
                 await self._assign()
-                lived_s = time.monotonic() - member.started_at_s
-                seat.wait_s = 0.0 if lived_s >= SETTLED_S else min(max(seat.wait_s * 2.0, FIRST_WAIT_S), LONGEST_WAIT_S)
                 self._do(self._refill(seat))
         self._tell_whole()
 
@@ -313,7 +309,7 @@ class Supervisor:
             member = await self._start(seat, seat.generation)
         except OSError as error:
             log.error("worker %d cannot be started: %s", seat.number, error)
-            seat.wait_s = min(max(seat.wait_s * 2.0, FIRST_WAIT_S), LONGEST_WAIT_S)
+            seat.left(0.0)
             self._do(self._refill(seat))
             return
         self.restarts["crash"] += 1
@@ -413,7 +409,7 @@ class Supervisor:
                     member.state = "retiring"  # somebody else told it to go; another one is needed
                     seat = self.seats[member.number]
                     if seat.member is member and self._up and not self._stop.is_set():
-                        seat.member, seat.wait_s = None, 0.0
+                        seat.left(SETTLED_S)
                         self._do(self._assign())
                         self._do(self._refill(seat))
             case "metrics":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gateway.core.flow import Outcome, RefuseReason, Result
 from gateway.measure.attainment import Attainment, CellKey, edges_of
 from gateway.measure.tally import Tally
 from gateway.serve.accounts import Accounts, Teller
+from gateway.serve.seats import Seat
 from gateway.state.blob import edges_of as listed
 from gateway.telemetry.exposition import written
 from gateway.telemetry.instruments import METRICS, Reading
@@ -189,3 +191,12 @@ def test_a_configuration_of_another_version_is_an_error_and_not_a_surprise() -> 
     settings, *rest = msgspec.msgpack.decode(handed(load()))
     with pytest.raises(ConfigError, match="of_tomorrow"):
         taken(msgspec.msgpack.encode([settings | {"of_tomorrow": 1}, *rest]))
+
+
+def test_workers_that_do_not_live_are_followed_later_and_later() -> None:
+    seat, waits = Seat(0, socket.socket()), []
+    for lived_s in (20.0, 1.0, 1.0, 1.0, *[0.1] * 6, 20.0, 1.0):
+        seat.left(lived_s)
+        waits.append(seat.wait_s)
+    seat.socket.close()
+    assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 0.0, 0.5]
