@@ -163,6 +163,14 @@ def test_each_worker_tells_its_collector_as_who_it_is(place: Place, collector: C
     assert sum(heard.values()) == 20
 
 
+def test_readiness_is_that_of_the_whole_on_both_ports(place: Place) -> None:
+    gateway = place.before("http://127.0.0.1:9", workers=2)
+    for address in (gateway.admin, gateway.url, gateway.url, gateway.url):
+        until(lambda address=address: httpx.get(f"{address}/readyz").status_code == 503)  # type: ignore[misc]
+        assert httpx.get(f"{address}/readyz").json()["reason"] == "no engine answers"
+    assert metrics(gateway)["slo_gateway_ready"] == 0
+
+
 def test_one_worker_has_nobody_to_take_its_place_and_stays(place: Place) -> None:
     gateway = place.before(place.engine().url)
     gateway.child.send_signal(signal.SIGUSR2)
