@@ -60,7 +60,7 @@ class Link:
                 if length > MAX_BYTES:
                     raise LinkError(f"a frame of {length} bytes")
                 await self._received(msgspec.msgpack.decode(await reader.readexactly(length)))
-        except (asyncio.IncompleteReadError, ConnectionError, LinkError) as error:
+        except (asyncio.IncompleteReadError, ConnectionError, LinkError, ValueError) as error:
             log.debug("the link has ended: %r", error)
         finally:
             self.ended = True

@@ -246,7 +246,12 @@ class Supervisor:
     def _do(self, what: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(what)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the supervisor could not do something", exc_info=task.exception())
 
     # ---- workers come and go
 
