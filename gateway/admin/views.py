@@ -273,8 +273,9 @@ class Counting(Protocol):
 class Views(Protocol):
     """The running gateway, as the control endpoints see it: one worker, or all of them (serve/whole.py)."""
 
-    async def look(self) -> None:
-        """Ask whoever must be asked; what is not async below then tells of this moment. At once when this process is all there is."""
+    async def look(self, openmetrics: bool = False) -> None:
+        """Ask whoever must be asked, for exemplars too if `metrics` is to have them; what is not async below then tells of this moment.
+        At once when this process is all there is."""
         ...
 
     async def slo(self, window_s: float, by: str) -> object:

@@ -8,7 +8,7 @@ the windows of shared state (state/blob.py), and what has not changed is not tol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import add
+from statistics import fmean
 from typing import Any
 
 from gateway.measure.attainment import Cell, CellKey
@@ -148,15 +148,16 @@ class Accounts:
 
     def samples_of(self, reading: Reading) -> Samples:
         """One reading over all workers, by the reading's own rule; of counters, with those that have ended."""
-        merged: dict[tuple[str, ...], float] = {}
+        found: dict[tuple[str, ...], list[float]] = {}
         for figures in self._figures.values():
             for labels, figure in figures.get(reading.name, ()):
-                known = merged.get(labels)
-                merged[labels] = figure if known is None else _MERGE[reading.over_workers](known, figure)
+                found.setdefault(labels, []).append(figure)
+        merge = _MERGE[reading.over_workers]
+        merged = {labels: float(merge(every)) for labels, every in found.items()}
         for labels, figure in self._ended_figures.get(reading.name, {}).items():
             merged[labels] = merged.get(labels, 0.0) + figure
         return merged.items()
 
 
-_MERGE: dict[OverWorkers, Callable[[float, float], float]] = {"sum": add, "max": max, "min": min}
+_MERGE: dict[OverWorkers, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min, "mean": fmean}
 COUNTERS_READ = {metric.name: metric for metric in METRICS if isinstance(metric, Reading) and metric.kind == "counter"}

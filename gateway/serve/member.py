@@ -58,13 +58,13 @@ class MemberViews(WorkerViews):
     def not_ready(self) -> str:
         return self.own_not_ready() if self.whole is None else self.whole
 
-    async def look(self) -> None:
+    async def look(self, openmetrics: bool = False) -> None:
         try:
-            self._metrics = await self._link.ask("metrics")
+            self._metrics = await self._link.ask("metrics", openmetrics)
         except LinkError as error:
             raise HTTPException(503, f"The workers cannot be asked: {error}.") from None
 
-    def metrics(self) -> Iterator[str]:
+    def metrics(self, openmetrics: bool = False) -> Iterator[str]:
         yield self._metrics
 
 
@@ -212,6 +212,14 @@ class Member:
         told["view"] = views.view().model_dump()
         return told
 
+    async def _exemplars(self) -> list[Any]:
+        """Those that this worker has: metric, cell, value, trace, span, time."""
+        otlp = self.worker.otlp
+        found = otlp.exemplars() if otlp is not None else {}
+        await asyncio.sleep(0)
+        rows = ((name, cell, one) for (name, cell), every in found.items() for one in every)
+        return [(name, cell, one.value_s, one.trace_id.to_bytes(16), one.span_id, one.at_unix_s) for name, cell, one in rows]
+
     # ---- what it is told
 
     async def _told(self, word: str, value: Any) -> Any:
@@ -223,6 +231,8 @@ class Member:
                 self.views.whole = value
             case "look":
                 return await self._everything()
+            case "exemplars":
+                return await self._exemplars()
             case "slo":
                 window_s, by = value
                 return (await self.views.slo(window_s, by)).model_dump_json()
@@ -253,9 +263,8 @@ class Member:
             loaded = taken(data)
         except ConfigError as error:
             return [str(finding) for finding in error.findings]
-        problems = self.worker.problems(loaded)
-        self._prepared = None if problems else loaded
-        return problems
+        self._prepared = loaded
+        return []
 
 
 def main() -> None:

@@ -95,6 +95,7 @@ class Supervisor:
         self.restarts = dict.fromkeys(RESTARTS, 0)
         self.lost: deque[LostView] = deque(maxlen=16)
         self.changing = ""  # upgrade, reload
+        self.reload_refused = False
         self._operators, self._own_store, self._reader, self._changed = operators, own_store, reload, changed
         self._changes = asyncio.Lock()
         self._give, self._take = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -133,10 +134,12 @@ class Supervisor:
             try:
                 loaded = self._reader()
                 told = await self.agreement.change(loaded, [member for member in self.members if member.state in ("serving", "silent")])
+                self.reload_refused = not told.ok
                 if told.ok:
                     self.accounts.change_edges(self._edges_of(loaded.catalog))
                 return told
             except ConfigError as error:
+                self.reload_refused = True
                 return ReloadView(ok=False, problems=tuple(str(finding) for finding in error.findings))
             finally:
                 self.changing = ""
@@ -418,7 +421,7 @@ class Supervisor:
                         self._do(self._assign())
                         self._do(self._refill(seat))
             case "metrics":
-                return await self._metrics()
+                return await self._metrics(value)
         return None
 
     async def _is_ready(self, member: Member) -> None:
@@ -439,10 +442,10 @@ class Supervisor:
             for member in self.members:
                 member.link.tell("whole", whole)
 
-    async def _metrics(self) -> str:
-        await self.views.look()
+    async def _metrics(self, openmetrics: bool) -> str:
+        await self.views.look(openmetrics)
         pieces = []
-        for piece in self.views.metrics():
+        for piece in self.views.metrics(openmetrics):
             pieces.append(piece)
             await asyncio.sleep(0)
         return "".join(pieces)

@@ -196,7 +196,7 @@ class WorkerViews:
             ),
         )
 
-    async def look(self) -> None:
+    async def look(self, openmetrics: bool = False) -> None:
         """There is nobody to ask."""
 
     async def slo(self, window_s: float, by: str) -> SloReport:

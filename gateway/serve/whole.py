@@ -6,7 +6,7 @@ import asyncio
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,10 +24,13 @@ from gateway.admin.views import (
     WorkersView,
     WorkerView,
 )
+from gateway.measure.attainment import CellKey
 from gateway.serve import merge
 from gateway.serve.link import LinkError
+from gateway.telemetry.exemplars import ByHistogram, Exemplar
 from gateway.telemetry.exposition import written
 from gateway.telemetry.instruments import Reading, Samples
+from gateway.telemetry.openmetrics import written as with_exemplars
 
 if TYPE_CHECKING:
     from gateway.serve.seats import Member
@@ -42,9 +45,12 @@ class WholeViews:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._parts: dict[str, Any] = {}  # what each worker said last, by name
+        self._exemplars: ByHistogram = {}
 
-    async def look(self) -> None:
+    async def look(self, openmetrics: bool = False) -> None:
         members = self._supervisor.answering
+        if openmetrics:
+            self._exemplars = await self._asked_for_exemplars(members)
 
         async def one(member: Member) -> None:
             try:
@@ -60,16 +66,34 @@ class WholeViews:
 
     # ---- all of them
 
-    def metrics(self) -> Iterator[str]:
+    def metrics(self, openmetrics: bool = False) -> Iterator[str]:
+        text = self._text()
+        return with_exemplars(text, self._exemplars) if openmetrics else text
+
+    def _text(self) -> Iterator[str]:
         accounts = self._supervisor.accounts
         for _ in accounts.cells():
             yield ""
         yield from written(accounts.whole, self._samples_of)
 
+    async def _asked_for_exemplars(self, members: Sequence[Member]) -> ByHistogram:
+        """Of all workers, the newest last."""
+        told = await asyncio.gather(*(member.link.ask("exemplars") for member in members), return_exceptions=True)
+        found: dict[tuple[str, CellKey], list[Exemplar]] = {}
+        for answer in told:
+            for name, cell, value_s, trace_id, span_id, at_unix_s in () if isinstance(answer, BaseException) else answer:
+                exemplar = Exemplar(value_s, int.from_bytes(trace_id), span_id, at_unix_s)
+                found.setdefault((name, CellKey(*cell)), []).append(exemplar)
+        for exemplars in found.values():
+            exemplars.sort(key=lambda exemplar: exemplar.at_unix_s)
+        return found
+
     def _samples_of(self, reading: Reading, _: Any) -> Samples:
         match reading.name:
             case "slo_gateway_ready":
                 return [((), not self.not_ready())]
+            case "slo_gateway_config_last_reload_successful":
+                return [((), not self._supervisor.reload_refused)]
             case "slo_gateway_start_time_seconds":
                 return [((), self._supervisor.started_unix_s)]
             case "slo_gateway_worker_restarts_total":

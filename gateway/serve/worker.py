@@ -173,16 +173,6 @@ class Worker:
         self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
         return True
 
-    def problems(self, loaded: Loaded) -> list[str]:
-        """Why `change` to it would fail although the configuration holds together: certificates that cannot be read."""
-        found = []
-        for name, pool in loaded.settings.pools.items():
-            try:
-                tls_context(pool)
-            except OSError as error:
-                found.append(f"pools.{name}.upstream: {error.strerror or error}")
-        return found
-
     # ---- what happens all the time
 
     def start(self, sources: Sources) -> None:

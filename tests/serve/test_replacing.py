@@ -173,6 +173,7 @@ def test_a_bad_file_is_refused_by_all_and_who_comes_later_has_the_old_one_too(ga
     digest, restarts = _digest(gateway), told(gateway)["restarts"]["crash"]
     file.write_text("models: 3")
     assert httpx.post(f"{gateway.admin}/admin/reload").status_code == 422
+    assert metrics(gateway)["slo_gateway_config_last_reload_successful"] == 0
     gateway.child.send_signal(signal.SIGHUP)
     until(lambda: "configuration refused, the old one goes on: " in gateway.text())
     os.kill(pids(gateway)[0], signal.SIGKILL)
@@ -183,6 +184,7 @@ def test_a_bad_file_is_refused_by_all_and_who_comes_later_has_the_old_one_too(ga
     file.write_text(json.dumps(config))
     gateway.child.send_signal(signal.SIGHUP)
     until(lambda: _digest(gateway) != digest)
+    assert metrics(gateway)["slo_gateway_config_last_reload_successful"] == 1
     assert {ask(gateway, model="renamed").status_code for _ in range(12)} == {200}
     assert {ask(gateway, model="copilot").status_code for _ in range(12)} == {404}
 

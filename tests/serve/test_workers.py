@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gateway.config.load import shipped_catalog
 from gateway.simulate.workload import Workload, jobs
@@ -147,10 +148,18 @@ def test_each_worker_tells_its_collector_as_who_it_is(place: Place, collector: C
         "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=pod",
     }
     pool = {"tier": "premium", "model": MODEL, "instances": [place.engine().url]}
-    gateway = place.gateway(place.config({"premium": pool}, workers=2), env=environ)
+    gateway = place.gateway(place.config({"premium": pool}, workers=2, telemetry={"sample_ratio": 1.0}), env=environ)
     ids = {worker["instance_id"] for worker in told(gateway)["workers"]}
     assert {ask(gateway).status_code for _ in range(20)} == {200}
+    linked: set[str] = set()
+    for address in (gateway.admin, gateway.url):
+        answer = httpx.get(f"{address}/metrics", headers={"accept": "application/openmetrics-text"})
+        families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+        samples = families["slo_gateway_e2e_seconds"].samples
+        linked |= {sample.exemplar.labels["trace_id"] for sample in samples if sample.exemplar is not None}
     gateway.stop()
+    assert linked
+    assert linked <= {span.trace_id.hex() for span in collector.spans()}
     heard: dict[str, int] = {}
     for request in collector.metrics:
         for part in request.resource_metrics:
