@@ -14,7 +14,7 @@ from typing import Any
 from gateway.measure.attainment import Cell, CellKey
 from gateway.measure.histogram import Edges
 from gateway.measure.tally import COUNTERS, HISTOGRAMS, Tally, TallyEdges
-from gateway.telemetry.instruments import METRICS, OverWorkers, Reading, Samples
+from gateway.telemetry.readings import READINGS, OverWorkers, Reading, Samples
 
 Told = Sequence[Any]  # [cell's key, packed total]
 Figures = dict[str, list[tuple[tuple[str, ...], float]]]  # samples of readings, by the metric's name
@@ -160,4 +160,4 @@ class Accounts:
 
 
 _MERGE: dict[OverWorkers, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min, "mean": fmean}
-COUNTERS_READ = {metric.name: metric for metric in METRICS if isinstance(metric, Reading) and metric.kind == "counter"}
+COUNTERS_READ = {metric.name: metric for metric in READINGS if metric.kind == "counter"}

@@ -34,7 +34,7 @@ from gateway.serve.public_port import PublicPort
 from gateway.serve.views import WorkerViews
 from gateway.serve.worker import Seat, Worker
 from gateway.state.blob import edges_of as listed
-from gateway.telemetry.instruments import METRICS, Reading
+from gateway.telemetry.readings import READINGS
 
 log = logging.getLogger("slo_gateway")
 
@@ -193,8 +193,8 @@ class Member:
                 self.link.tell("cells", [edges, cells])
             readings: dict[str, Any] = {}
             keys = [cell.key for cell in self.worker.attainment.cells.values()]
-            for metric in METRICS:
-                if isinstance(metric, Reading) and (every or metric.kind == "counter"):
+            for metric in READINGS:
+                if every or metric.kind == "counter":
                     readings[metric.name] = [(labels, float(figure)) for labels, figure in metric.of(self.views, keys)]
                     if time.perf_counter() >= until_s:
                         await asyncio.sleep(0)

@@ -28,7 +28,7 @@ from gateway.serve.agreement import Agreement
 from gateway.serve.link import VERSION, LinkError
 from gateway.serve.own_store import OwnStore
 from gateway.serve.seats import SETTLED_S, Member, Seat, seated
-from gateway.telemetry.instruments import RESTARTS
+from gateway.telemetry.readings import RESTARTS
 
 if TYPE_CHECKING:
     from gateway.serve.accounts import Accounts
@@ -421,7 +421,7 @@ class Supervisor:
                         self._do(self._assign())
                         self._do(self._refill(seat))
             case "metrics":
-                return await self._metrics(value)
+                return await self.views.metrics_at_once(value)
         return None
 
     async def _is_ready(self, member: Member) -> None:
@@ -441,11 +441,3 @@ class Supervisor:
             self._whole = whole
             for member in self.members:
                 member.link.tell("whole", whole)
-
-    async def _metrics(self, openmetrics: bool) -> str:
-        await self.views.look(openmetrics)
-        pieces = []
-        for piece in self.views.metrics(openmetrics):
-            pieces.append(piece)
-            await asyncio.sleep(0)
-        return "".join(pieces)

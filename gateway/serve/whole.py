@@ -29,8 +29,8 @@ from gateway.serve import merge
 from gateway.serve.link import LinkError
 from gateway.telemetry.exemplars import ByHistogram, Exemplar
 from gateway.telemetry.exposition import written
-from gateway.telemetry.instruments import Reading, Samples
 from gateway.telemetry.openmetrics import written as with_exemplars
+from gateway.telemetry.readings import Reading, Samples
 
 if TYPE_CHECKING:
     from gateway.serve.seats import Member
@@ -69,6 +69,15 @@ class WholeViews:
     def metrics(self, openmetrics: bool = False) -> Iterator[str]:
         text = self._text()
         return with_exemplars(text, self._exemplars) if openmetrics else text
+
+    async def metrics_at_once(self, openmetrics: bool) -> str:
+        """For a worker, which was asked on the applications' port."""
+        await self.look(openmetrics)
+        pieces = []
+        for piece in self.metrics(openmetrics):
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        return "".join(pieces)
 
     def _text(self) -> Iterator[str]:
         accounts = self._supervisor.accounts

@@ -12,7 +12,8 @@ from gateway.core.flow import Endpoint
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.histogram import Histogram
 from gateway.measure.tally import Tally
-from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Reading, Samples
+from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram
+from gateway.telemetry.readings import Reading, Samples
 from gateway.telemetry.sources import Sources
 
 MAX_LABEL_CHARS = 256

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.tally import Tally
 from gateway.telemetry.exemplars import ByHistogram
-from gateway.telemetry.instruments import METRICS, Reading
+from gateway.telemetry.instruments import METRICS
 from gateway.telemetry.points import Snapshot, in_parts, readable, resource, scope, sdk_metrics
+from gateway.telemetry.readings import Reading
 from gateway.telemetry.sources import Sources
 from gateway.telemetry.spans import Spans
 

@@ -15,7 +15,8 @@ from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import Histogram
 from gateway.measure.tally import Tally
 from gateway.telemetry.exemplars import ByHistogram, Exemplar, by_bucket
-from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Metric, Reading
+from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Metric
+from gateway.telemetry.readings import Reading
 from gateway.telemetry.spans import SAMPLED, Span
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from gateway.serve.accounts import Accounts, Teller
 from gateway.serve.seats import Seat
 from gateway.state.blob import edges_of as listed
 from gateway.telemetry.exposition import written
-from gateway.telemetry.instruments import METRICS, Reading
+from gateway.telemetry.readings import READINGS
 from tests.measure.conftest import completed, placed, waiting
 
 EDGES = edges_of(shipped_catalog())
@@ -130,7 +130,7 @@ def test_other_targets_leave_the_counts_as_they_are() -> None:
 
 def test_readings_add_up_by_their_own_rule_and_counters_outlive_their_worker() -> None:
     accounts = Accounts(EDGES)
-    rows = {metric.name: metric for metric in METRICS if isinstance(metric, Reading)}
+    rows = {metric.name: metric for metric in READINGS}
     for name, hits, oldest, healthy in (("a", 2.0, 1.5, 1.0), ("b", 3.0, 0.5, 0.0)):
         accounts.take_figures(
             name,
