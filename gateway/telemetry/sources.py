@@ -1,4 +1,4 @@
-"""What the metrics' rows (instruments.py) read gauges and the process's own counters from. serve/views.py is one; nothing here computes."""
+"""What the rows of readings.py read gauges and the process's own counters from. serve/views.py is one; nothing here computes."""
 
 from __future__ import annotations
 
