@@ -97,7 +97,11 @@ def spawn(log: Path, *arguments: str, said: str, env: dict[str, str] | None = No
             raise AssertionError(f"it ended with {child.returncode}: {process.text()}")
         return next((text for text in process.text().splitlines() if said in text), "")
 
-    words = until(line, START_S, f"{arguments} to say {said!r}").split()
+    try:
+        words = until(line, START_S, f"{arguments} to say {said!r}").split()
+    except BaseException:
+        process.stop()
+        raise
     urls = [word for word in words if word.startswith("http")]
     process.url = urls[0].removesuffix("/v1")
     process.admin = urls[-1].removesuffix("/admin/")

@@ -19,11 +19,22 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.admin.answers import HANDLERS, error, in_steps, json_response, shown
+from gateway.admin.answers import HANDLERS, error, json_response, shown
 from gateway.admin.openapi import describe
 from gateway.admin.public import health_routes
-from gateway.admin.slo import GROUPS, report, window_s
-from gateway.admin.views import DrainView, InstanceView, QueueView, ReloadView, SharesView, SloReport, VersionView, Views
+from gateway.admin.slo import GROUPS, window_s
+from gateway.admin.views import (
+    DrainView,
+    InstanceView,
+    QueueView,
+    ReloadView,
+    RestartView,
+    SharesView,
+    SloReport,
+    VersionView,
+    Views,
+    WorkersView,
+)
 
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -55,24 +66,36 @@ async def _slo(views: Views, request: Request) -> Response:
         asked_s = window_s(request.query_params.get("window", "5m"))
     except ValueError as wrong:
         return error(400, shown(str(wrong)), "invalid_value")
-    return json_response(await in_steps(report(views, asked_s, by, await views.others(asked_s))))
+    return json_response(await views.slo(asked_s, by))
 
 
 async def _fleet(views: Views, _: Request) -> Response:
+    await views.look()
     return json_response(views.fleet())
 
 
 async def _queues(views: Views, _: Request) -> Response:
+    await views.look()
     return json_response(views.queues())
 
 
 async def _shares(views: Views, _: Request) -> Response:
+    await views.look()
     return json_response(views.shares())
+
+
+async def _workers(views: Views, _: Request) -> Response:
+    return json_response(await views.workers())
+
+
+async def _restart(views: Views, _: Request) -> Response:
+    done = await views.restart()
+    return json_response(done, 200 if done.ok else 409)
 
 
 async def _explain(views: Views, request: Request) -> Response:
     request_id = request.path_params["request_id"]
-    story = views.explain(request_id)
+    story = await views.explain(request_id)
     if story is None:
         return error(404, f"Nothing is known of request '{shown(request_id)}': only the latest decisions are kept.", "unknown_request")
     return json_response(story)
@@ -88,16 +111,16 @@ async def _reload(views: Views, _: Request) -> Response:
 
 
 async def _drain(views: Views, request: Request) -> Response:
-    return _drained(views, request, True)
+    return await _drained(views, request, True)
 
 
 async def _undrain(views: Views, request: Request) -> Response:
-    return _drained(views, request, False)
+    return await _drained(views, request, False)
 
 
-def _drained(views: Views, request: Request, draining: bool) -> Response:
+async def _drained(views: Views, request: Request, draining: bool) -> Response:
     instance_id = request.path_params["instance_id"]
-    if not views.drain(instance_id, draining):
+    if not await views.drain(instance_id, draining):
         return error(404, f"There is no instance '{shown(instance_id)}'; GET /admin/fleet lists them.", "unknown_instance")
     return json_response(DrainView(instance_id=instance_id, draining=draining))
 
@@ -119,11 +142,20 @@ ENDPOINTS = (
     Endpoint("GET", "/admin/fleet", "Every instance with its load, limit and health.", _fleet, InstanceView, many=True),
     Endpoint("GET", "/admin/queues", "Every queue that holds requests.", _queues, QueueView, many=True),
     Endpoint("GET", "/admin/shares", "Leases and quotas in force, and whether the shared state answers.", _shares, SharesView),
+    Endpoint("GET", "/admin/workers", "The processes of this gateway: what each does, and those that were lost.", _workers, WorkersView),
     Endpoint("GET", "/admin/requests/{request_id}", "Why one request went as it did.", _explain, errors=(404,)),
     Endpoint("GET", "/admin/config", "The configuration in force, secrets left out.", _config),
     Endpoint("GET", "/admin/version", "What runs here.", _version, VersionView),
     Endpoint(
         "POST", "/admin/reload", "Read the configuration file again; a bad one is refused and the old one goes on.", _reload, ReloadView
+    ),
+    Endpoint(
+        "POST",
+        "/admin/restart",
+        "Put a new worker in the place of each, one after the other; nobody notices. Answers when it is done.",
+        _restart,
+        RestartView,
+        errors=(409,),
     ),
     Endpoint("POST", "/admin/instances/{instance_id}/drain", "Give an instance nothing new.", _drain, DrainView, errors=(404,)),
     Endpoint("POST", "/admin/instances/{instance_id}/undrain", "Give it work again.", _undrain, DrainView, errors=(404,)),

@@ -30,7 +30,13 @@ ERROR_SCHEMA = {
         }
     },
 }
-STATUS_WORDS = {400: "A value is wrong.", 401: "The admin key is missing or wrong.", 404: "There is no such thing.", 422: "Refused."}
+STATUS_WORDS = {
+    400: "A value is wrong.",
+    401: "The admin key is missing or wrong.",
+    404: "There is no such thing.",
+    409: "Not now, or not here.",
+    422: "Refused.",
+}
 
 # Health, metrics and the page need no key and are not made from ENDPOINTS.
 OPEN_PATHS = {

@@ -70,6 +70,7 @@ def health_routes(views: Views) -> list[Route]:
 
     async def metrics(request: Request) -> Response:
         openmetrics = _prefers_openmetrics(request.headers.get("accept", ""))
+        await views.look(openmetrics)
         body = await in_steps(_joined(views.metrics(openmetrics)))
         return Response(body, media_type=OPENMETRICS_TYPE if openmetrics else METRICS_TYPE, headers={"vary": "accept"})
 

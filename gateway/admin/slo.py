@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from gateway.admin.views import CountedView, Latency, OtherCounts, SloReport, SloRow, Views
+from gateway.admin.views import CountedView, Counting, Latency, OtherCounts, SloReport, SloRow
 from gateway.core.flow import SloTargets
 from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import Histogram
@@ -28,7 +28,7 @@ def window_s(text: str) -> float:
     return seconds
 
 
-def report(views: Views, asked_s: float, by: str, others: OtherCounts | None = None) -> Generator[None, None, SloReport]:
+def report(views: Counting, asked_s: float, by: str, others: OtherCounts | None = None) -> Generator[None, None, SloReport]:
     """The report, made in small steps: of this worker, and of `others`."""
     merged = yield from views.attainment.merging(views.now_s(), asked_s)
     if others is not None:
@@ -60,7 +60,7 @@ def report(views: Views, asked_s: float, by: str, others: OtherCounts | None = N
     )
 
 
-def _grouped(views: Views, name: str, group: list[tuple[CellKey, Tally]], covered_s: float, by: str) -> SloRow:
+def _grouped(views: Counting, name: str, group: list[tuple[CellKey, Tally]], covered_s: float, by: str) -> SloRow:
     merged = Tally(views.attainment.edges)
     for _, tally in group:
         merged.merge(tally)

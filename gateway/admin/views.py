@@ -125,6 +125,50 @@ class VersionView(View):
     config_hash: str = ""
 
 
+class WorkerView(View):
+    """One worker process of this gateway."""
+
+    worker: str = Field(description="its number, 0 and up; who takes its place has the same")
+    pid: int
+    state: str = Field(description="starting, serving, silent (does not answer), or retiring: takes nothing new and ends with what it has")
+    ready: bool = Field(description="does it take connections, and does an engine answer")
+    name: str = Field(description="as /admin/shares and the shared state know it")
+    instance_id: str = Field(description="its service.instance.id in OpenTelemetry; empty when the SDK chose one")
+    version: str
+    started_unix_s: float
+    connections: int
+    in_flight: int = Field(description="requests it has on engines")
+    loop_lag_s: float = Field(description="how late its timers were of late, at worst")
+
+
+class LostView(View):
+    """A worker that ended without a last word."""
+
+    worker: str
+    pid: int
+    ended_unix_s: float
+    status: int = Field(description="exit status, negative for a signal")
+    missing_s: float = Field(description="at most this much of what it counted before it ended is missing; its requests in flight are lost")
+
+
+class WorkersView(View):
+    """The processes of this gateway."""
+
+    configured: int
+    serving: int = Field(description="that take connections now")
+    restarts: dict[str, int] = Field(description="since the gateway started: crash, upgrade")
+    changing: str = Field(description="what is under way: upgrade or reload, or nothing")
+    workers: tuple[WorkerView, ...]
+    lost: tuple[LostView, ...] = Field(description="the last sixteen")
+
+
+class RestartView(View):
+    """What became of the wish to replace all workers. On failure those that were there go on."""
+
+    ok: bool
+    problem: str = ""
+
+
 class DrainView(View):
     """The state of an instance after it was told to drain or to come back."""
 
@@ -210,8 +254,8 @@ class OtherCounts(Protocol):
         ...
 
 
-class Views(Protocol):
-    """The running gateway, as the control endpoints see it. Every method returns at once, but for `reload` and `others`."""
+class Counting(Protocol):
+    """What a report is made of; serve/views.WorkerViews is one."""
 
     attainment: Attainment
 
@@ -219,8 +263,29 @@ class Views(Protocol):
         """The core's clock."""
         ...
 
-    async def others(self, window_s: float) -> OtherCounts | None:
-        """What other workers have counted in this time; None when there can be none. Never fails."""
+    def fleet(self) -> list[InstanceView]: ...
+
+    def targets(self, use_case: str, experience_class: str) -> SloTargets | None:
+        """What a use case is promised in a class; None when the catalogue no longer knows them."""
+        ...
+
+
+class Views(Protocol):
+    """The running gateway, as the control endpoints see it: one worker, or all of them (serve/whole.py)."""
+
+    async def look(self, openmetrics: bool = False) -> None:
+        """Ask whoever must be asked, for exemplars too if `metrics` is to have them; what is not async below then tells of this moment.
+        At once when this process is all there is."""
+        ...
+
+    async def slo(self, window_s: float, by: str) -> object:
+        """A SloReport, or the same as plain JSON data (msgspec.Raw)."""
+        ...
+
+    async def workers(self) -> WorkersView: ...
+
+    async def restart(self) -> RestartView:
+        """Put new workers in the place of all, one after the other; returns when it is done."""
         ...
 
     def version(self) -> VersionView: ...
@@ -245,11 +310,7 @@ class Views(Protocol):
 
     def shares(self) -> SharesView: ...
 
-    def targets(self, use_case: str, experience_class: str) -> SloTargets | None:
-        """What a use case is promised in a class; None when the catalogue no longer knows them."""
-        ...
-
-    def explain(self, request_id: str) -> dict[str, Any] | None:
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
         """The decisions about one request (core/trail), None when it is unknown or forgotten."""
         ...
 
@@ -259,6 +320,6 @@ class Views(Protocol):
 
     async def reload(self) -> ReloadView: ...
 
-    def drain(self, instance_id: str, draining: bool) -> bool:
+    async def drain(self, instance_id: str, draining: bool) -> bool:
         """Stop or resume giving work to an instance; False when there is none of that name."""
         ...

@@ -44,7 +44,7 @@ REASONS = {
 
 @click.command()
 @click.argument("request_id")
-@click.option("--url", default=URL, show_default=True, help="The admin port of the worker that served it.")
+@click.option("--url", default=URL, show_default=True, help="The admin port of the gateway that served it.")
 @click.option("--key", default="", envvar="SLO_GATEWAY_ADMIN_KEY", show_envvar=True, help="The admin key.")
 @click.option("--json", "as_json", is_flag=True, help="As the admin API tells it.")
 def command(request_id: str, url: str, key: str, as_json: bool) -> None:

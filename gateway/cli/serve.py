@@ -25,6 +25,7 @@ GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"  # config/oneline.py's, which --he
 @click.option("--model", help="What applications ask for, when there is no FILE.")
 @click.option("--pool", "pools", multiple=True, metavar=GRAMMAR, help="A pool of engines, when there is no FILE; may be given again.")
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="observe: measure everything, hold back and refuse nothing.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes that serve on one port.")
 @click.option("--state", metavar="URL", help="Redis or Valkey that several gateways share: redis://HOST:PORT.")
 def command(
     file: str | None,
@@ -34,6 +35,7 @@ def command(
     model: str | None,
     pools: tuple[str, ...],
     mode: str | None,
+    workers: int | None,
     state: str | None,
 ) -> None:
     """Run the gateway.
@@ -58,13 +60,13 @@ def command(
 
     def read() -> Loaded:
         loaded = load(file)
-        if any(value is not None for value in (port, host, admin_port, mode, state)):
-            loaded = _changed(loaded, port, host, admin_port, mode, state)
+        if any(value is not None for value in (port, host, admin_port, mode, workers, state)):
+            loaded = _changed(loaded, port, host, admin_port, mode, workers, state)
         return loaded
 
     try:
         if model:
-            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, mode=mode, state=state)
+            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, mode=mode, workers=workers, state=state)
             reload = None
         else:
             loaded = read()
@@ -89,17 +91,36 @@ def command(
 
     # httpx loads a command line of its own wherever rich is installed: 4 MB and 30 ms for what nobody uses here.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    from gateway.serve.process import run
-
+    changed = FileWatch(loaded.path) if reload is not None else None
     try:
-        status = run(loaded, reload, FileWatch(loaded.path) if reload is not None else None, ready)
+        if settings.workers == 1:
+            from gateway.serve.process import run
+
+            status = run(loaded, reload, changed, ready)
+        else:
+            from gateway.serve.own_store import NoServer
+            from gateway.serve.supervisor import run as run_together
+
+            try:
+                status = run_together(loaded, reload, changed, ready)
+            except NoServer as error:
+                click.echo(f"workers: {error}", err=True)
+                sys.exit(BAD_CONFIG)
     except OSError as error:
         click.echo(f"cannot listen on {settings.listen.host}:{settings.listen.port} or {settings.admin.port}: {error.strerror}", err=True)
         sys.exit(USAGE)
     sys.exit(status)
 
 
-def _changed(loaded: Loaded, port: int | None, host: str | None, admin_port: int | None, mode: str | None, state: str | None) -> Loaded:
+def _changed(
+    loaded: Loaded,
+    port: int | None,
+    host: str | None,
+    admin_port: int | None,
+    mode: str | None,
+    workers: int | None,
+    state: str | None,
+) -> Loaded:
     """The file's settings with the command line's on top."""
     from dataclasses import replace
 
@@ -110,7 +131,8 @@ def _changed(loaded: Loaded, port: int | None, host: str | None, admin_port: int
     settings = loaded.settings
     listen = settings.listen.model_copy(update={k: v for k, v in (("port", port), ("host", host)) if v is not None})
     admin = settings.admin.model_copy(update={"port": admin_port} if admin_port is not None else {})
-    update = {"listen": listen, "admin": admin} | ({"mode": Mode(mode)} if mode is not None else {})
+    update: dict[str, object] = {"listen": listen, "admin": admin} | ({"mode": Mode(mode)} if mode is not None else {})
+    update |= {"workers": workers} if workers is not None else {}
     if state is not None:
         try:
             parse_state_url(state)

@@ -12,6 +12,7 @@ from gateway.config.catalog import UseCase
 from gateway.config.gpus import Gpus, StepTimes, shipped_gpus
 from gateway.config.load import Finding, Loaded, dotted, is_loopback, nearest_name
 from gateway.config.settings import Pool
+from gateway.config.state_server import SERVER_REMEDY, server_binary
 
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*b\b", re.IGNORECASE)
 _WEIGHT_BYTES = {"w8": 1.0, "w4": 0.55}
@@ -22,7 +23,7 @@ _WEIGHTS_SHARE = 0.9
 def warnings(loaded: Loaded, gpus: Gpus | None = None) -> list[Finding]:
     """Every warning, with its place where it has one."""
     gpus = gpus or shipped_gpus()
-    found = _looser(loaded) + _aliases(loaded) + _promises(loaded, gpus) + _open(loaded) + _secrets(loaded)
+    found = _looser(loaded) + _aliases(loaded) + _promises(loaded, gpus) + _open(loaded) + _secrets(loaded) + _workers(loaded)
     return sorted(found, key=lambda finding: finding.place or (0, 0))
 
 
@@ -140,6 +141,13 @@ def _open(loaded: Loaded) -> list[Finding]:
     return [
         _finding(loaded, ("listen", "host"), "no keys are configured and this is not loopback: everybody who can connect may use the GPUs")
     ]
+
+
+def _workers(loaded: Loaded) -> list[Finding]:
+    settings = loaded.settings
+    if settings.workers == 1 or settings.state.url or server_binary():
+        return []
+    return [_finding(loaded, ("workers",), f"they need a server for what they share, and this machine has none: {SERVER_REMEDY}")]
 
 
 def _secrets(loaded: Loaded) -> list[Finding]:

@@ -26,6 +26,7 @@ def loaded_from_args(
     host: str | None = None,
     admin_port: int | None = None,
     mode: str | None = None,
+    workers: int | None = None,
     state: str | None = None,
 ) -> Loaded:
     """The settings those arguments mean. ConfigError names every mistake."""
@@ -62,6 +63,8 @@ def loaded_from_args(
             data[section][key] = value
     if mode is not None:
         data["mode"] = mode
+    if workers is not None:
+        data["workers"] = workers
     if state is not None:
         data["state"] = {"url": state}
     try:

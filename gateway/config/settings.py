@@ -283,11 +283,11 @@ class Limits(ConfigModel):
     choices: PositiveCount = 16
     """`n` of one request; 400 beyond"""
     connections: Count = 0
-    """open client connections; 0 is 80 % of what the process may open"""
+    """open client connections, an equal share for each worker; 0 is 80 % of what a process may open"""
     connections_per_ip: PositiveCount = 256
-    """open connections of one address"""
+    """open connections of one address, at one worker"""
     connections_per_key: PositiveCount = 1024
-    """requests of one key at the same time"""
+    """requests of one key at the same time, at one worker"""
     write_buffer_soft_bytes: Bytes = 64 * KIB
     """unread answer of one client at which the engine is no longer read"""
     write_buffer_hard_bytes: Bytes = 1 * MIB
@@ -370,7 +370,8 @@ class State(ConfigModel):
     """What several workers and replicas share: in-flight limits, what users got, quotas, what was learnt."""
 
     url: Annotated[Text, AfterValidator(_state_url)] = ""
-    """Redis or Valkey, such as `redis://HOST:PORT` (docs/state.md has Sentinels, Clusters and TLS); none: one worker keeps it to itself"""
+    """Redis or Valkey, such as `redis://HOST:PORT` (docs/state.md has Sentinels, Clusters and TLS); none: one worker keeps it to itself,
+    several share a server that is started for them"""
     deployment: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     """gateways with the same word share; others on the same server are not touched"""
     password: Secret | None = None
@@ -398,6 +399,8 @@ class Settings(ConfigModel):
     """`observe` classifies, places and measures, but never holds back or refuses: how to start"""
     policy: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "best_value"
     """the scheduling policy: the name of a file in gateway/policies"""
+    workers: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    """processes that serve, on one port and as one gateway (docs/workers.md); a core each is enough"""
     listen: Listen = Listen()
     """where applications connect"""
     admin: Admin = Admin()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.core.flow import Outcome, Placement, Result, SloTargets, Ticket
 from gateway.measure.histogram import (
@@ -27,6 +27,9 @@ from gateway.measure.histogram import (
 )
 from gateway.measure.tally import Counts, Tally, TallyEdges
 from gateway.measure.windows import TICKS_TO_PACK, Merged, Windows
+
+if TYPE_CHECKING:
+    from gateway.config.catalog import Catalog
 
 MAX_TENANTS = 1000  # tenants counted apart; those that come later share OTHER_TENANTS
 OTHER_TENANTS = "(others)"
@@ -135,6 +138,12 @@ def tally_edges(targets: Iterable[SloTargets]) -> TallyEdges:
         e2e=Edges({*OTEL_DURATION_EDGES_S, *e2e}),
         queue=Edges(QUEUE_EDGES_S),
     )
+
+
+def edges_of(catalog: Catalog) -> TallyEdges:
+    """Where counts are exact: at every target that the catalogue can promise."""
+    classes = [catalog.class_targets(name) for name in catalog.classes]
+    return tally_edges(classes + [catalog.targets_for(use_case, name) for use_case in catalog.use_cases for name in catalog.classes])
 
 
 class Attainment:

@@ -1,7 +1,8 @@
-"""The process around a worker: ports, signals, draining, and the garbage collector kept out of the way.
+"""One worker that is the whole gateway: its ports, signals and draining, and the garbage collector kept out of the way.
 
 SIGTERM and SIGINT drain: readiness says no at once, new requests are taken a little longer, running answers may finish within `drain`; a
-second signal ends it at once. SIGHUP reads the configuration again. Exit status 0, or 1 when an answer had to be cut.
+second signal ends it at once. SIGHUP reads the configuration again. Exit status 0, or 1 when an answer had to be cut. Several workers are
+supervisor.py's and member.py's business.
 """
 
 from __future__ import annotations
@@ -11,49 +12,18 @@ import contextlib
 import gc
 import logging
 import signal
-import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
-import uvicorn
 import uvloop
 
-from gateway.admin.control import admin_app
-from gateway.admin.public import public_app
 from gateway.config.load import Loaded
+from gateway.serve.port import admin_server, listen
+from gateway.serve.public_port import PublicPort
+from gateway.serve.reloading import reload_and_tell, watch
 from gateway.serve.views import WorkerViews
 from gateway.serve.worker import Worker
-from gateway.wire.protocol import bound
 
 log = logging.getLogger("slo_gateway")
-
-BACKLOG = 4096
-WATCH_EVERY_S = 1.0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, but signals are ours: two servers share this process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. OSError says what is wrong."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
-    try:
-        sock.bind((host, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def run(
@@ -74,38 +44,15 @@ async def _run(
     public, admin = listen(settings.listen.host, settings.listen.port), listen(settings.admin.host, settings.admin.port)
     worker = Worker(loaded, reload)
     views = WorkerViews(worker)
-    key = settings.admin.key.get_secret_value() if settings.admin.key else None
-    servers = [
-        _Server(
-            uvicorn.Config(
-                public_app(views),
-                http=bound(worker.front),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                backlog=BACKLOG,
-            )
-        ),
-        _Server(
-            uvicorn.Config(
-                admin_app(views, key), ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, backlog=64
-            )
-        ),
-    ]
+    port = PublicPort(views, worker.front, [public])
+    operators = admin_server(views, settings.admin.key.get_secret_value() if settings.admin.key else None)
     if worker.sharing is not None:
         await worker.sharing.start()
     worker.start(views)
-    running = [asyncio.ensure_future(server.serve(sockets=[sock])) for server, sock in zip(servers, (public, admin), strict=True)]
-    while not all(server.started for server in servers):
-        if any(task.done() for task in running):
-            break
-        await asyncio.sleep(0.005)
-    # What exists now lives as long as the process: no collection need ever look at it again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    await port.start()
+    await port.accept_from(0)
+    running = [task for task in (port.running, await operators.up([admin])) if task is not None]
+    settled()
     stop, now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -113,25 +60,29 @@ async def _run(
         (now if stop.is_set() else stop).set()
 
     def read_again() -> None:
-        task = loop.create_task(_reload(views))
+        task = loop.create_task(reload_and_tell(views))
         pending.add(task)
         task.add_done_callback(pending.discard)
+
+    def cannot_upgrade() -> None:
+        log.warning("SIGUSR2 replaces workers one after the other: this gateway has one; see `workers` in the configuration")
 
     pending: set[asyncio.Task[None]] = set()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop)
     loop.add_signal_handler(signal.SIGHUP, read_again)
+    loop.add_signal_handler(signal.SIGUSR2, cannot_upgrade)
     if ready is not None:
         ready(public.getsockname()[1], admin.getsockname()[1])
-    watching = loop.create_task(_watch(changed, read_again)) if changed is not None else None
+    watching = loop.create_task(watch(changed, read_again)) if changed is not None else None
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
     if watching is not None:
         watching.cancel()
-    cut = await _drain(worker, views, servers[0], now)
-    for server in servers:
-        server.should_exit = True
-        server.force_exit = now.is_set()
+    cut = await drain(worker, views, port, now)
+    operators.should_exit = True
+    operators.force_exit = now.is_set()
+    await port.stop(now.is_set())
     await asyncio.wait(running, timeout=5.0)
     worker.stop()
     if worker.learnt is not None:
@@ -141,40 +92,18 @@ async def _run(
     return 1 if cut else 0
 
 
-async def _drain(worker: Worker, views: WorkerViews, server: uvicorn.Server, now: asyncio.Event) -> int:
+def settled() -> None:
+    """What exists now lives as long as the process: no collection need ever look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
+async def drain(worker: Worker, views: WorkerViews, port: PublicPort, now: asyncio.Event) -> int:
     """Let running answers finish. How many had to be cut."""
     timeouts = worker.loaded.settings.timeouts
     views.draining = True
-    front = worker.front
-    busy = [c for c in front.connections if c.busy]
-    log.info("stopping: %d requests are running", len(busy))
+    log.info("stopping: %d requests are running", sum(connection.busy for connection in worker.front.connections))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(now.wait(), timeouts.drain_grace_s)
-    for listener in server.servers:
-        listener.close()
-    for connection in list(front.connections):
-        connection.shutdown()
-    deadline_s = asyncio.get_running_loop().time() + timeouts.drain_s
-    while any(c.busy for c in front.connections) and not now.is_set() and asyncio.get_running_loop().time() < deadline_s:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(now.wait(), 0.05)
-    cut = front.cut_all()
-    if cut:
-        log.warning("%d answers were cut: they had not finished within drain", cut)
-    return cut
-
-
-async def _reload(views: WorkerViews) -> None:
-    told = await views.reload()
-    if told.ok:
-        log.info("configuration read again: %s", "; ".join(told.changed) or "nothing has changed")
-    else:
-        for problem in told.problems:
-            log.error("configuration refused, the old one goes on: %s", problem)
-
-
-async def _watch(changed: Callable[[], bool], read_again: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(WATCH_EVERY_S)
-        if changed():
-            read_again()
+    return await port.leave(now, timeouts.drain_s)

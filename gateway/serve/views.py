@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gateway
+from gateway.admin.answers import in_steps
+from gateway.admin.slo import report
 from gateway.admin.views import (
     CountedView,
     InstanceView,
@@ -17,10 +20,14 @@ from gateway.admin.views import (
     QueueView,
     QuotaView,
     ReloadView,
+    RestartView,
     SharesView,
     SilentView,
+    SloReport,
     StoreView,
     VersionView,
+    WorkersView,
+    WorkerView,
 )
 from gateway.config.load import ConfigError
 from gateway.core import trail
@@ -44,6 +51,7 @@ class WorkerViews:
         self._worker = worker
         self.attainment = worker.attainment
         self.draining = False
+        self.serving = True  # connections are taken
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -71,6 +79,10 @@ class WorkerViews:
         return [ModelView(id=model.name, aliases=tuple(model.aliases)) for model in self._worker.loaded.settings.models]
 
     def not_ready(self) -> str:
+        return self.own_not_ready()
+
+    def own_not_ready(self) -> str:
+        """Why this very worker cannot serve, "" when it can."""
         if self.draining:
             return "shutting down"
         core = self._worker.live.core
@@ -184,9 +196,38 @@ class WorkerViews:
             ),
         )
 
-    async def others(self, window_s: float) -> OtherCounts | None:
+    async def look(self, openmetrics: bool = False) -> None:
+        """There is nobody to ask."""
+
+    async def slo(self, window_s: float, by: str) -> SloReport:
         sharing = self._worker.sharing
-        return OthersCounted(await sharing.history.others(window_s, time.time())) if sharing is not None else None
+        others: OtherCounts | None = None
+        if sharing is not None:
+            others = OthersCounted(await sharing.history.others(window_s, time.time()))
+        return await in_steps(report(self, window_s, by, others))
+
+    def view(self) -> WorkerView:
+        """This worker."""
+        worker = self._worker
+        return WorkerView(
+            worker=self.worker(),
+            pid=os.getpid(),
+            state="serving" if self.serving else "retiring",
+            ready=self.serving and not self.own_not_ready(),
+            name=worker.name,
+            instance_id=worker.seat.instance_id,
+            version=gateway.__version__,
+            started_unix_s=worker.started_unix_s,
+            connections=self.connections(),
+            in_flight=sum(instance.in_flight for instance in worker.live.core.fleet.by_id.values()),
+            loop_lag_s=self.loop_lag_s(),
+        )
+
+    async def workers(self) -> WorkersView:
+        return WorkersView(configured=1, serving=int(self.serving), restarts={}, changing="", workers=(self.view(),), lost=())
+
+    async def restart(self) -> RestartView:
+        return RestartView(ok=False, problem="one process serves, and nobody else could meanwhile; with `workers: 2` or more this works")
 
     def quota_refused(self) -> Mapping[tuple[str, str], int]:
         quotas = self._worker.front.quotas
@@ -198,7 +239,7 @@ class WorkerViews:
             return None
         return catalog.targets_for(use_case, experience_class)
 
-    def explain(self, request_id: str) -> dict[str, Any] | None:
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
         found = self._worker.live.core.trails.of(request_id)
         return trail.tell(found) if found is not None else None
 
@@ -218,7 +259,7 @@ class WorkerViews:
         worker.reload_refused = False
         return ReloadView(ok=True, changed=tuple(worker.change(loaded)))
 
-    def drain(self, instance_id: str, draining: bool) -> bool:
+    async def drain(self, instance_id: str, draining: bool) -> bool:
         return self._worker.drain(instance_id, draining)
 
     # ---- telemetry's
@@ -232,6 +273,18 @@ class WorkerViews:
 
     def reload_refused(self) -> bool:
         return self._worker.reload_refused
+
+    def worker(self) -> str:
+        return str(self._worker.seat.number)
+
+    def accepting(self) -> bool:
+        return self.serving
+
+    def loop_lag_s(self) -> float:
+        return self._worker.front.loop_lag_s
+
+    def restarts(self) -> Mapping[str, int]:
+        return {}
 
     def limit_hits(self) -> Mapping[str, int]:
         return self._worker.front.hits

@@ -12,6 +12,7 @@ import resource
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -23,10 +24,10 @@ from gateway.config.build import core_settings, instance_specs, step_facts
 from gateway.config.load import Loaded
 from gateway.config.settings import Pool
 from gateway.core.decide import Core
-from gateway.core.flow import FailReason, InstanceSpec, Outcome, Placement, Result, SloTargets, Ticket
+from gateway.core.flow import FailReason, InstanceSpec, Outcome, Placement, Result, Ticket
 from gateway.engines.health import Health
 from gateway.live import Live
-from gateway.measure.attainment import Attainment, tally_edges
+from gateway.measure.attainment import Attainment, edges_of
 from gateway.openai.body import Body
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
@@ -48,33 +49,56 @@ log = logging.getLogger("slo_gateway")
 TICK_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A worker's place among those of one gateway. `instance_id` is its `service.instance.id`, "" = the SDK's own choice."""
+
+    number: int = 0
+    of: int = 1
+    instance_id: str = ""
+    store_forgets: bool = False  # what they share does not outlive the gateway
+
+
+ALONE = Seat()
+
+
 class Worker:
     """Built inside a running loop. `reload` swaps the configuration; requests in flight keep what they began with."""
 
-    def __init__(self, loaded: Loaded, reload: Callable[[], Loaded] | None = None) -> None:
+    def __init__(self, loaded: Loaded, reload: Callable[[], Loaded] | None = None, seat: Seat = ALONE) -> None:
         settings, catalog = loaded.settings, loaded.catalog
         self.loaded = loaded
         self.reader = reload
         self.reload_refused = False  # what it read last was wrong
+        self.seat = seat
         self.started_unix_s = time.time()
         loop = self.loop = asyncio.get_running_loop()
         specs = self.specs = instance_specs(settings, catalog)
         self.predictor = LearningPredictor(step_facts(specs))
         core = Core(core_settings(settings, catalog), policies.load(settings.policy)(Random(0)), self.predictor)  # noqa: S311
         now_s = time.monotonic()
-        self.attainment = Attainment(tally_edges(self._every_target()), now_s)
+        self.attainment = Attainment(edges_of(catalog), now_s)
         self.live = Live(core, time.monotonic, [self.attainment.observe, self._learn])
         self.live.wake = self._wake
         self.upstreams = Upstreams()
         self.front = Front(
-            loop, self.live, self.upstreams, self.attainment.cell, self._prompt_tokens, max_connections(settings.limits.connections)
+            loop,
+            self.live,
+            self.upstreams,
+            self.attainment.cell,
+            self._prompt_tokens,
+            max_connections(-(-settings.limits.connections // seat.of)),
         )
         self.health = Health(self.live.instance_health)
         self.front.on_attempt_failed = self._attempt_failed
         state = settings.state
         self.name = worker_name()
-        self.sharing = Sharing(self.front, self.attainment, self.predictor, state, self.name) if state.url else None  # with other workers
-        self.learnt: LearntFile | None = LearntFile(self.predictor, state.learnt_file) if state.learnt_file and not state.url else None
+        self.sharing: Sharing | None = None  # with other workers
+        if state.url:
+            self.sharing = Sharing(self.front, self.attainment, self.predictor, state, self.name, expected=seat.of)
+        self.learnt: LearntFile | None = None
+        if state.learnt_file and (not state.url or seat.store_forgets):
+            self.learnt = LearntFile(self.predictor, state.learnt_file, self._controls)
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -133,9 +157,11 @@ class Worker:
             changed.append("state takes effect at the next start")
         if old.policy != new.policy:
             changed.append("policy takes effect at the next start")
+        if old.workers != new.workers:
+            changed.append("workers takes effect at the next start")
         self.loaded = loaded
         self.live.settings_changed(core_settings(new, loaded.catalog))
-        self.attainment.change_edges(tally_edges(self._every_target()))
+        self.attainment.change_edges(edges_of(loaded.catalog))
         self._configure()
         return changed
 
@@ -147,11 +173,6 @@ class Worker:
         self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
         return True
 
-    def _every_target(self) -> list[SloTargets]:
-        catalog = self.loaded.catalog
-        classes = [catalog.class_targets(name) for name in catalog.classes]
-        return classes + [catalog.targets_for(use_case, name) for use_case in catalog.use_cases for name in catalog.classes]
-
     # ---- what happens all the time
 
     def start(self, sources: Sources) -> None:
@@ -162,7 +183,7 @@ class Worker:
             spans = Spans(settings.telemetry.sample_ratio, time.time, time.monotonic, _traceparent_of, Random())  # noqa: S311
             self.live.observers.append(spans.observe)
             self.front.onward = spans.onward
-            self.otlp = Otlp(wanted, spans, self.attainment, sources)
+            self.otlp = Otlp(wanted, spans, self.attainment, sources, self.seat.instance_id)
             self.otlp.start()
         if settings.telemetry.request_log:
             self.request_log = RequestLog(
@@ -223,6 +244,9 @@ class Worker:
 
     def _prompt_tokens(self, tenant: str, model: str, body: Body) -> int:
         return self.predictor.prompts.tokens(tenant, model, body.text_bytes)
+
+    def _controls(self) -> bool:
+        return self.sharing is None or self.sharing.controller.held()
 
     def _attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         self.health.request_failed(placement.instance_id, reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from gateway.predict.predictor import LearningPredictor
@@ -19,14 +20,18 @@ log = logging.getLogger("slo_gateway")
 
 
 class LearntFile:
-    """`path` need not exist yet; its folder must."""
+    """`path` need not exist yet; its folder must. Of several workers all read it, and the one that `may` writes it."""
 
-    def __init__(self, predictor: LearningPredictor, path: str | Path) -> None:
+    def __init__(self, predictor: LearningPredictor, path: str | Path, may: Callable[[], bool] = lambda: True) -> None:
         self.path = Path(path)
         self._predictor = predictor
+        self._may = may
 
     def begin(self) -> bool:
-        """Take over what is there. False when there is nothing of use; the log says so when there should have been."""
+        """Take over what is there. False when there is nothing of use, or more is known already; the log says so when there should have
+        been."""
+        if settled(self._predictor):
+            return False
         try:
             if self.path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES} bytes")
@@ -50,7 +55,7 @@ class LearntFile:
 
     async def save(self) -> bool:
         """Write it now. False when there is nothing worth it, or the disk does not take it."""
-        if not settled(self._predictor):
+        if not self._may() or not settled(self._predictor):
             return False
         state = await gathered(self._predictor, MAX_APPS)
         return await asyncio.to_thread(lambda: self._write(packed(state)))

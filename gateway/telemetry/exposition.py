@@ -5,23 +5,39 @@ The format is Prometheus' text format 0.0.4. What is in it is instruments.py's b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 from gateway.core.flow import Endpoint
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.histogram import Histogram
 from gateway.measure.tally import Tally
-from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Reading
+from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram
+from gateway.telemetry.readings import Reading, Samples
 from gateway.telemetry.sources import Sources
 
 MAX_LABEL_CHARS = 256
 
 
+class Counted(Protocol):
+    """A cell's counts since the start; measure/attainment.Cell is one."""
+
+    @property
+    def key(self) -> CellKey: ...
+
+    def total(self) -> Tally: ...
+
+
 def render(attainment: Attainment, sources: Sources) -> Iterator[str]:
-    """All metrics, in pieces that take well under a millisecond each. Labels come from configuration and catalogue, never from
-    a caller's words, so their number is bounded."""
+    """All metrics of one worker, in pieces that take well under a millisecond each."""
+    return written(attainment.cells, lambda reading, keys: reading.of(sources, keys))
+
+
+def written(cells: Mapping[Any, Counted], samples_of: Callable[[Reading, Iterable[CellKey]], Samples]) -> Iterator[str]:
+    """All metrics from counts and readings, whosever they are. Labels come from configuration and catalogue, never from a caller's
+    words, so their number is bounded."""
     totals: list[tuple[CellKey, str, Tally]] = []
-    for cell in list(attainment.cells.values()):
+    for cell in list(cells.values()):
         totals.append((cell.key, labels_of(CellKey._fields, cell.key), cell.total()))
         yield ""
     by_operation: dict[str, list[Tally]] = {}
@@ -44,7 +60,7 @@ def render(attainment: Attainment, sources: Sources) -> Iterator[str]:
                         yield ""
                     yield _histogram(metric.name, labels, merged, metric.edges_s)
             case Reading():
-                samples = metric.of(sources, (key for key, _, _ in totals))
+                samples = samples_of(metric, (key for key, _, _ in totals))
                 yield "".join(f"{metric.name}{_braced(labels_of(metric.labels, values))} {figure:.15g}\n" for values, figure in samples)
 
 

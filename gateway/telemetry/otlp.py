@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from gateway.measure.attainment import Attainment, CellKey
 from gateway.measure.tally import Tally
 from gateway.telemetry.exemplars import ByHistogram
-from gateway.telemetry.instruments import METRICS, Reading
+from gateway.telemetry.instruments import METRICS
 from gateway.telemetry.points import Snapshot, in_parts, readable, resource, scope, sdk_metrics
+from gateway.telemetry.readings import Reading
 from gateway.telemetry.sources import Sources
 from gateway.telemetry.spans import Spans
 
@@ -73,7 +74,9 @@ class OtlpSettings:
 class Otlp:
     """`start` in the loop, `stop` at the end. `spans` may be None when there are none to send; it is observed by others."""
 
-    def __init__(self, settings: OtlpSettings, spans: Spans | None, attainment: Attainment, sources: Sources) -> None:
+    def __init__(
+        self, settings: OtlpSettings, spans: Spans | None, attainment: Attainment, sources: Sources, instance_id: str = ""
+    ) -> None:
         self.settings = settings
         self.dropped = {"metrics": 0, "traces": 0}  # data points, spans
         self._spans = spans if settings.traces else None
@@ -92,7 +95,7 @@ class Otlp:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # a collector that is gone is told once, by us
         self._traces: OTLPSpanExporter | None = OTLPSpanExporter() if settings.traces else None
         self._metrics: OTLPMetricExporter | None = OTLPMetricExporter() if settings.metrics else None
-        self.resource = resource()
+        self.resource = resource(instance_id)
 
     def start(self) -> None:
         """Begin to send. To be called in the running loop."""

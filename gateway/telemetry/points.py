@@ -15,7 +15,8 @@ from gateway.measure.attainment import CellKey
 from gateway.measure.histogram import Histogram
 from gateway.measure.tally import Tally
 from gateway.telemetry.exemplars import ByHistogram, Exemplar, by_bucket
-from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Metric, Reading
+from gateway.telemetry.instruments import METRICS, OPERATIONS, PROVIDER, CellCounter, CellHistogram, GenAiHistogram, Metric
+from gateway.telemetry.readings import Reading
 from gateway.telemetry.spans import SAMPLED, Span
 
 if TYPE_CHECKING:
@@ -39,16 +40,19 @@ class Snapshot:
     exemplars: ByHistogram
 
 
-def resource() -> Resource:
-    """Who we are: what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say, completed. The SDK gives every process a
-    `service.instance.id` of its own."""
+OURS = ("service.name", "service.instance.id")  # these, when we say them, replace what is there
+
+
+def resource(instance_id: str = "") -> Resource:
+    """Who we are: what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say, completed. Without `instance_id` the SDK gives every process
+    a `service.instance.id` of its own; with one, an id in the environment, which all workers have in common, does not count."""
     from opentelemetry.sdk.resources import Resource
 
     found = Resource.create()
-    ours = {"service.version": gateway.__version__}
+    ours = {"service.version": gateway.__version__} | ({"service.instance.id": instance_id} if instance_id else {})
     if str(found.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
         ours["service.name"] = "slo-gateway"
-    return found.merge(Resource({name: value for name, value in ours.items() if name not in found.attributes or name == "service.name"}))
+    return found.merge(Resource({name: value for name, value in ours.items() if name not in found.attributes or name in OURS}))
 
 
 def readable(span: Span, told_by: Resource) -> ReadableSpan:

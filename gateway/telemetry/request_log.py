@@ -7,6 +7,7 @@ opens it anew.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -106,8 +107,11 @@ class RequestLog:
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
     def _rotate(self) -> None:
+        # Workers find a file full at the same time: who is second would move the first one's new file over the old.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if not self._moved():
+            os.replace(self.path, self.path.with_name(self.path.name + ".1"))
         self._close()
-        os.replace(self.path, self.path.with_name(self.path.name + ".1"))
         self._open()
 
     def _close(self) -> None:

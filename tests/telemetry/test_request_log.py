@@ -57,6 +57,23 @@ def test_a_full_file_is_moved_and_begun_anew(tmp_path: Path) -> None:
     assert log.dropped == 0
 
 
+def test_two_workers_that_find_the_file_full_at_once_move_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    both = [log_at(path), log_at(path)]
+    for log in both:
+        log._open()
+        log.observe(placed(), completed(), START_S)
+        log._flush()
+    both[0]._rotate()
+    both[0].observe(placed(), completed(), START_S)
+    both[0]._flush()
+    both[1]._rotate()
+    both[1].observe(placed(), completed(), START_S)
+    both[1]._flush()
+    assert len(list(read_log(path.with_name("requests.jsonl.1")))) == 2
+    assert len(list(read_log(path))) == 2
+
+
 def test_a_file_that_somebody_else_moved_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     log = log_at(path)
