@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import signal
@@ -97,6 +98,9 @@ def settled() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
+    # What was needed to get here (a configuration's text, a model's file) goes back to the system, where the C library knows how.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def drain(worker: Worker, views: WorkerViews, port: PublicPort, now: asyncio.Event) -> int:
