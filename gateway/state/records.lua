@@ -1,7 +1,7 @@
 -- What slots.lua and quotas.lua begin with: the records of all workers, in one hash. Atomic, on the server's time.
 -- KEYS[1]  the hash: worker -> record, '' -> '<when it was made, ms> <1 when records of an earlier one may still stand>'
 -- ARGV[1]  the worker; ARGV[2] for how long its record stands, ms; ARGV[3] when the hash it last saw was made, 0 for none
--- ARGV[5]  the number of this call, larger than of any before from this worker
+-- ARGV[5]  the number of this call, larger than of any before from this worker; ARGV[6] 1 when what it held has run out meanwhile
 -- A record is msgpack of [expires at ms, {name: row}, number of the call].
 local key, me, stands_ms, seen_ms, call = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -40,6 +40,8 @@ local function each_other(look)
   local was_made_ms, was_torn = made_ms, torn
   if broken or not made_ms or made_ms > now_ms then made_ms, torn = now_ms, broken end
   if seen_ms > 0 and seen_ms ~= made_ms then torn = true end
+  -- One that could not call may be the first of many who go on with something that nobody knows of here.
+  if ARGV[6] == '1' then made_ms, torn = now_ms, true end
   if made_ms ~= was_made_ms or torn ~= was_torn then redis.call('HSET', key, '', string.format('%.0f %d', made_ms, torn and 1 or 0)) end
   settled = not torn or now_ms - made_ms >= stands_ms
 end

@@ -157,7 +157,15 @@ class Slots:
 
     async def _call(self, asked: list[Any]) -> Any:
         self._calls += 1
-        args = (self.worker, int(self._stands_s * KEPT_RATIO * 1000), self._made_ms, msgspec.msgpack.encode(asked), self._calls)
+        lapsed = self.lost is not None and self._clock() >= self._until_s + self._stands_s * (KEPT_RATIO - 1.0)
+        args = (
+            self.worker,
+            int(self._stands_s * KEPT_RATIO * 1000),
+            self._made_ms,
+            msgspec.msgpack.encode(asked),
+            self._calls,
+            int(lapsed),
+        )
         try:
             return await self._store.run(SCRIPT, [self._key], args)
         except StoreError as error:

@@ -80,8 +80,12 @@ class Counting(RedisStore):
         super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
         self.calls = 0
 
+    cut_off = False  # nothing gets there
+
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         self.calls += 1
+        if self.cut_off:
+            raise self.health.failed("cut off")
         return await super().run(script, keys, args)
 
 

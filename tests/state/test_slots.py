@@ -244,6 +244,47 @@ def test_what_a_worker_holds_is_kept_for_it_longer_than_it_goes_by_it(server: Se
     asyncio.run(run())
 
 
+def test_the_first_that_is_back_takes_nothing_that_the_others_go_on_with(server: Server) -> None:
+    async def run() -> None:
+        workers = [Worker(server, name, 7) for name in "abc"]
+        await settled(*workers)
+        await round_of(*workers, times=2)
+        for worker in workers:
+            worker.store.cut_off = True
+        await becomes(
+            lambda: {worker.leased() for worker in workers} == {2, 3}, lambda: asyncio.gather(*(w.slots.renew() for w in workers))
+        )
+        over_s = time.monotonic() + STANDS_S * 2.0
+        # They have nothing on the server any more.
+        await becomes(lambda: time.monotonic() > over_s, lambda: asyncio.gather(*(w.slots.renew() for w in workers)))
+        for worker in workers:
+            worker.store.cut_off = False
+        first = workers[0]
+        first.arrive(rank=0, count=7)
+
+        async def step() -> None:
+            await first.slots.renew()
+            assert total_leased(workers) <= 7
+
+        await becomes(lambda: first.slots.lost is False, step)
+        for _ in range(5):
+            await step()
+
+        async def all_back() -> None:
+            first.arrive(rank=0)
+            for worker in workers:
+                await worker.slots.renew()
+                assert total_leased(workers) <= 7
+
+        await becomes(lambda: first.in_flight() == 7, all_back)
+
+    asyncio.run(run())
+
+
+def total_leased(workers: list[Worker]) -> int:
+    return sum(worker.leased() for worker in workers)
+
+
 def test_closed_uses_no_slot_once_its_leases_have_run_out(server: Server) -> None:
     async def run() -> None:
         worker = Worker(server, "a", 8, closed=True, timeout_s=0.1)
