@@ -92,13 +92,13 @@ class Counting(RedisStore):
 class Worker:
     """One of several: its core, its leases, and what it runs."""
 
-    def __init__(self, server: Server, name: str, *limits: int, timeout_s: float = 2.0, **more: Any) -> None:
+    def __init__(self, server: Server, name: str, *limits: int, timeout_s: float = 2.0, stands_s: float = STANDS_S, **more: Any) -> None:
         specs = [made.instance(f"premium/{chr(97 + n)}", limit=limit) for n, limit in enumerate(limits or (8,))]
         self.core = made.core_with(*specs, now_s=time.monotonic())
         self.live = Live(self.core, time.monotonic)
         self.store = Counting(server, timeout_s)
         self.told: list[bool] = []
-        self.slots = Slots(self.live, self.store, KEY, name, stands_s=STANDS_S, lost=self.told.append, **more)
+        self.slots = Slots(self.live, self.store, KEY, name, stands_s=stands_s, lost=self.told.append, **more)
         self.slots.begin()
         self.running: list[Placement] = []
         self.refused = 0

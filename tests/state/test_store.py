@@ -98,7 +98,7 @@ def test_one_worker_controls_until_it_leaves_and_then_another_with_a_larger_toke
 
 def test_a_controller_that_was_paused_writes_nothing_after_another_took_over(on: Callable[[Test], None]) -> None:
     async def test(store: Store) -> None:
-        paused, heir = ControllerLease(store, NAMES, "paused", holds_s=0.05), ControllerLease(store, NAMES, "heir", holds_s=30.0)
+        paused, heir = ControllerLease(store, NAMES, "paused", holds_s=0.3), ControllerLease(store, NAMES, "heir", holds_s=30.0)
         assert await paused.renew()
         assert await paused.put("limits", b"old", 60.0)
         end_s = time.monotonic() + 5.0
