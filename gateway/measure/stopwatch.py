@@ -84,12 +84,28 @@ class Stopwatch:
             self._record(gap_s / deltas, deltas)
 
     def fold(self) -> None:
-        """Count what `delta` has gathered."""
+        """Count what `delta` has gathered: Histogram.record, written out for two arrays at once."""
         fresh = self._fresh
-        if fresh:
-            for gap_s in fresh:
-                self._record(gap_s, 1)
-            fresh.clear()
+        if not fresh:
+            return
+        itl, gaps, target_s = self._cell.now.itl, self._gaps, self._itl_target_s
+        counts, inside = itl.counts, itl.inside
+        over = 0
+        for gap_s in fresh:
+            if gap_s <= 0.0:
+                itl.zeros += 1
+                self._zeros += 1
+                continue
+            bucket = ceil(log2(gap_s) * 32.0) - 1
+            gaps[bucket] = gaps.get(bucket, 0) + 1
+            counts[bucket] = counts.get(bucket, 0) + 1
+            if bucket in inside:
+                itl.count_edges(bucket, gap_s, 1)
+            if gap_s > target_s:
+                over += 1
+        itl.sum_s += sum(fresh)
+        self._over += over
+        fresh.clear()
 
     def tell(self, placement: Placement) -> None:
         """Count, and let who asks the placement know how far it is."""
@@ -98,7 +114,7 @@ class Stopwatch:
         placement.last_token_at_s = self.last_at_s
 
     def _record(self, gap_s: float, times: int) -> None:
-        """Histogram.record, written out for two arrays at once."""
+        """The same of several tokens with the same gap."""
         itl = self._cell.now.itl
         if gap_s <= 0.0:
             itl.zeros += times
