@@ -32,6 +32,7 @@ def core_settings(settings: Settings, catalog: Catalog) -> CoreSettings:
                 limits=QueueLimits(class_.queue.max_requests, class_.queue.max_bytes, class_.queue.ttl_s),
                 refusable=class_.refusable,
                 targets=catalog.class_targets(name),
+                worth=class_.worth,
             )
             for name, class_ in catalog.by_rank()
         ),

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from gateway.config.quantities import Bytes, ConfigModel, Count, Flag, Name, PositiveCount, PositiveSeconds, Ratio, Seconds, Text
+from gateway.config.quantities import Bytes, ConfigModel, Count, Factor, Flag, Name, PositiveCount, PositiveSeconds, Ratio, Seconds, Text
 from gateway.core.flow import SloTargets, Tag
 
 
@@ -97,6 +97,8 @@ class ExperienceClass(ConfigModel):
     """the class's own promise"""
     ceiling: Ratio
     """its work starts on an instance only while that is less saturated than this"""
+    worth: Factor = 1.0
+    """what keeping one of its promises is worth beside those of other classes, where not all can be kept"""
     tiers: tuple[Name, ...] = Field(min_length=1)
     """preferred first"""
     refusable: Flag = True

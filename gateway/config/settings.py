@@ -225,6 +225,8 @@ class ClassChange(ConfigModel):
     """the class's own promise"""
     ceiling: Ratio | None = None
     """its work starts on an instance only while that is less saturated than this"""
+    worth: Factor | None = None
+    """what keeping one of its promises is worth beside those of other classes, where not all can be kept"""
     tiers: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """preferred first"""
     refusable: Flag | None = None

@@ -69,8 +69,12 @@ class Core:
     def ticket(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> Ticket:
         """A request with its deadlines. It stands nowhere yet."""
         ticket = ticket_of(request, tag, self._classes.get(tag.experience_class), self.predictor, handle)
-        ticket.weight = self.shares.worth(request.tenant)
+        ticket.weight = self._weight(ticket)
         return ticket
+
+    def _weight(self, ticket: Ticket) -> float:
+        class_ = self._classes.get(ticket.tag.experience_class)
+        return self.shares.worth(ticket.request.tenant) * (class_.worth if class_ is not None else 1.0)
 
     def arrived(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> list[Action]:
         """`ticket` and `submit` in one."""
@@ -151,6 +155,7 @@ class Core:
 
     def _degrade(self, ticket: Ticket, class_: ClassPolicy, now_s: float) -> list[Action]:
         loosen(ticket, class_)
+        ticket.weight = self._weight(ticket)
         self.trails.add(ticket, "degraded", now_s, class_.name)
         self.queues.push(ticket)
         return [Degrade(ticket, ticket.tag), *self._fill(ticket.model, now_s)]

@@ -325,6 +325,7 @@ class ClassPolicy:
     limits: QueueLimits = field(default_factory=QueueLimits)
     refusable: bool = True  # deferred and batch are refused for queue limits and TTL only, never for load
     targets: SloTargets | None = None  # the class's own tolerances, applied when a request is degraded into it
+    worth: float = 1.0  # of a promise kept, beside those of other classes, where not all can be
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ def core_settings(catalog: Catalog, weights: dict[str, float] | None = None) -> 
             QueueLimits(class_.queue.max_requests, class_.queue.max_bytes, class_.queue.ttl_s),
             class_.refusable,
             catalog.class_targets(name),
+            class_.worth,
         )
         for name, class_ in catalog.by_rank()
     )
