@@ -16,8 +16,7 @@ TOLL = 3.0  # delays breed delays: who is held up stays longer, in the way of th
 LEAST = 0.3  # likelihood below which an engine's time is better kept for somebody else
 IDLE = 0.05  # what serving somebody late is worth
 EDGE = 9.0 ** (1 / 6)  # of a promise: where the odds that it is kept are even
-ENOUGH = 0.93  # likelihood beyond which a promise at p95 gains nothing, and the cheaper card decides
-USD = 0.02  # likelihood that a dollar an hour has to be worth
+USD = 0.005  # likelihood that a dollar an hour has to be worth
 
 
 def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
@@ -27,8 +26,7 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
     itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
     most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
-    least, enough = 0.0 if late else weight * LEAST, weight * ENOUGH
-    best, best_value, best_odds = None, -1e9, (1.0, 1.0, 1.0)
+    best, best_value, best_odds = None, 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
     for instance in fleet.open_instances(ticket):
         prediction = predict(ticket, instance, now_s)
         ttft_s, itl_s = prediction.ttft_s, prediction.itl_s
@@ -38,11 +36,10 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
         gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
         ends, flows = 1.0 + end * end, 1.0 + gap * gap
         likely = weight / (ends * flows * (1.0 + first * first))
-        worth = (likely if likely < enough else enough) - TOLL * instance.stake_per_s * prediction.work_s
+        value = likely - TOLL * instance.stake_per_s * prediction.work_s - USD * instance.usd_per_hour
         if late:
-            worth += max(weight * IDLE - likely, 0.0) - 1e-5 * prediction.e2e_s
-        value = worth - USD * instance.usd_per_hour
-        if worth > least and value > best_value:
+            value += max(weight * IDLE - likely, 0.0) - 1e-5 * prediction.e2e_s
+        if value > best_value:
             best, best_value, best_odds = instance, value, (likely, ends, flows)
     if best is None:
         return WAIT if late or fleet.savable(ticket, now_s) else LATE
