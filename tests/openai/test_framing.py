@@ -178,3 +178,25 @@ def test_any_other_head_is_not(other: bytes) -> None:
 def test_a_head_that_was_judged_without_a_body_is_judged_again_with_one() -> None:
     head = (HEAD % b"0").replace(b"Host", b"Upgrade: h2c\r\nHost")
     assert Repeated.of(head, len(head), request_head(head, len(head), max_fields=64, max_line_bytes=8192)) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        (chunk(b"abc") + chunk(b"d"), len(chunk(b"abc"))),
+        (chunk(b"abc"), len(chunk(b"abc"))),
+        (chunk(b"abc")[:-1], 0),  # not whole
+        (b"0\r\n\r\n", 0),  # the last one is no content
+        (b"3;ext\r\nabc\r\n", 0),
+        (b"abc", 0),
+        (b"", 0),
+    ],
+)
+def test_the_first_chunk_is_told_only_when_it_is_whole(data: bytes, end: int) -> None:
+    assert ChunkedBody().first_end(data) == end
+
+
+def test_no_chunk_begins_in_the_middle_of_another() -> None:
+    body = ChunkedBody()
+    body.feed(b"a\r\n01234")
+    assert body.first_end(chunk(b"abc")) == 0
