@@ -28,7 +28,6 @@ from gateway.core.flow import FailReason, InstanceSpec, Outcome, Placement, Resu
 from gateway.engines.health import Health
 from gateway.live import Live
 from gateway.measure.attainment import Attainment, edges_of
-from gateway.openai.body import Body
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.serve.sharing import Sharing, worker_name
@@ -86,7 +85,7 @@ class Worker:
             self.live,
             self.upstreams,
             self.attainment.cell,
-            self._prompt_tokens,
+            lambda tenant, model, text_bytes: self.predictor.prompts.tokens(tenant, model, text_bytes),
             max_connections(-(-settings.limits.connections // seat.of)),
         )
         self.health = Health(self.live.instance_health)
@@ -241,9 +240,6 @@ class Worker:
                 body = getattr(subject.ticket.handle, "body", None)
                 if body is not None:
                     self.predictor.prompts.learn(request.tenant, request.model, body.text_bytes, outcome.prompt_tokens)
-
-    def _prompt_tokens(self, tenant: str, model: str, body: Body) -> int:
-        return self.predictor.prompts.tokens(tenant, model, body.text_bytes)
 
     def _controls(self) -> bool:
         return self.sharing is None or self.sharing.controller.held()

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.config.settings import Limits, Model, Settings, Timeouts
     from gateway.live import Live
     from gateway.measure.attainment import Cell
-    from gateway.openai.body import Body
     from gateway.quota.quotas import Quotas
     from gateway.wire.exchange import Exchange
     from gateway.wire.keys import Keys
@@ -44,7 +43,7 @@ class Front:
         live: Live,
         upstreams: Upstreams,
         cell: Callable[[Ticket, str], Cell],
-        prompt_tokens: Callable[[str, str, Body], int],
+        prompt_tokens: Callable[[str, str, int], int],
         max_connections: int,
     ) -> None:
         self.loop = loop

@@ -80,10 +80,10 @@ class ClientConnection(HttpToolsProtocol):
             self._answer_early(ApiError(Kind.OVERLOADED, "Too many connections.", status=503, type="server_error"))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._exchange is not None:
+            self._exchange.gone()
         self.front.left(self)
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.gone()
+        self._exchange = None
         self._parts.clear()
         self._data = b""
         super().connection_lost(exc)
@@ -142,8 +142,8 @@ class ClientConnection(HttpToolsProtocol):
             self._due(408, timeouts.body_base_s + timeouts.body_per_mib_s * known.length / 1048576)
             return True
         self.deadline_at_s, self.deadline_status = 0.0, 0
-        exchange = self._exchange = Exchange(front, self, head, endpoint, data[end:], monotonic())
-        exchange.start()
+        exchange = self._exchange = Exchange(front, self, head, endpoint, monotonic())
+        exchange.start(data[end:])
         return True
 
     @property
@@ -275,8 +275,8 @@ class ClientConnection(HttpToolsProtocol):
         if endpoint is None:
             self._hand_on(head, body)
             return
-        exchange = self._exchange = Exchange(self.front, self, head, endpoint, body, monotonic())
-        exchange.start()
+        exchange = self._exchange = Exchange(self.front, self, head, endpoint, monotonic())
+        exchange.start(body)
 
     def _hand_on(self, head: Head, body: bytes) -> None:
         """To the app, by uvicorn: what it gets is exactly one well-formed request."""
