@@ -131,7 +131,7 @@ class _Connection(asyncio.Protocol):
                 shown.error = "error event"
         else:
             body = b"".join(self._whole)
-            usage = usage_of(body, _ENDPOINTS[shown.shot.path])
+            usage = usage_of(body)
             if shown.status >= 400:
                 shown.error = f"status {shown.status}"
         shown.output_tokens = usage["output_tokens"] if usage else shown.deltas

@@ -53,6 +53,7 @@ class AnswerHead(NamedTuple):
     fields: dict[bytes, bytes]
     length: int
     keep_alive: bool
+    streams: bool  # events will follow
 
 
 def _split(block: bytes, once: frozenset[bytes]) -> dict[bytes, bytes]:
@@ -180,7 +181,8 @@ def _answer_head(data: bytes, end: int) -> AnswerHead:
         length = -2
     connection = fields.get(b"connection")
     keep_alive = length != -2 and not http_1_0 and (connection is None or b"close" not in connection.lower())
-    return AnswerHead(status, fields, length, keep_alive)
+    streams = status == 200 and fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+    return AnswerHead(status, fields, length, keep_alive, streams)
 
 
 def _body_length(fields: dict[bytes, bytes], http_1_0: bool) -> int | None:

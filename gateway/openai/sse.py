@@ -100,7 +100,7 @@ _plain_usage_of = msgspec.json.Decoder(_WithPlainUsage).decode
 _usage_of = msgspec.json.Decoder(_WithUsage).decode
 
 
-def usage_of(body: bytes, endpoint: Endpoint) -> dict[str, int] | None:
+def usage_of(body: bytes) -> dict[str, int] | None:
     """The usage a whole answer tells."""
     try:
         usage = _plain_usage_of(body).usage

@@ -159,10 +159,6 @@ class Exchange:
         if self.relay is not None:
             self.relay.cancel(reason)
 
-    def first_token(self, placement: Placement, now_s: float) -> None:
-        """The relay has seen the first content."""
-        self.front.live.first_token(placement, now_s)
-
     def attempt_completed(self, outcome: Outcome, error: ApiError | None = None) -> None:
         """The relay is done. `error`: the engine said no to what the caller asked, which is told once the slot is free."""
         placement = self.placement

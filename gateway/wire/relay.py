@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = MAX_ERROR_BYTES = 64 * 1024
 MAX_HELD_BYTES = 256 * 1024  # what an engine may send before its first content
-# Chunks of a burst that are looked at one by one: a role, an empty delta, a first token.
-FIRST_LOOKS = 4
+FIRST_LOOKS = 4  # chunks of a burst that are looked at one by one: a role, an empty delta, a first token
 # Whole answers up to this size are looked through before they go on; larger ones (many embeddings) pass as they come.
 MAX_WHOLE_BYTES = 1024 * 1024
 
@@ -98,7 +97,7 @@ class Relay:
         length = sum(map(len, parts))
         head = b"%b%bcontent-length: %d\r\n\r\n" % (upstream.head(exchange.endpoint), exchange.engine_fields(), length)
         if length < 16384:
-            connection.transport.write(head + b"".join(parts))
+            connection.transport.write(b"".join((head, *parts)))
         else:
             connection.transport.writelines([head, *parts])
 
@@ -144,6 +143,10 @@ class Relay:
             head = answer_head(data, end)
             self._head_data = b""
             data = data[end:]
+            if head.length == len(data) and head.status == 200 and not (head.streams or self._started or self._ended):
+                self._head, self.upstream_status = head, 200
+                self._whole_done(data)  # in one read: how nearly all come
+                return
             if head.status >= 200:
                 self._begin(head)
             elif not data:
@@ -192,8 +195,7 @@ class Relay:
             self._body = ChunkedBody()
         elif head.length >= 0:
             self._body_left = head.length
-        streams = head.status == 200 and head.fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-        if streams:
+        if head.streams:
             drops_usage = self._with_usage or self._exchange.body.include_usage is False
             self._reader = Reader(self._exchange.endpoint, drops_usage, self._exchange.front.limits.sse_line_bytes)
 
@@ -233,12 +235,11 @@ class Relay:
         """Content of an event stream, read by the reader: `deltas` tokens in it, `out` to pass on."""
         reader = self._reader
         assert reader is not None
-        now_s = self._read_at_s
         if reader.failed:
             self._fail(FailReason.MALFORMED)  # a line beyond the limit
             return
         if deltas:
-            placement = self.placement
+            placement, now_s = self.placement, self._read_at_s
             self._watch.delta(now_s, deltas)
             if not self._measures:
                 self._measures = True
@@ -246,7 +247,7 @@ class Relay:
                 self._watch.tell(placement)
                 if not self._started:
                     self._start(EVENT_STREAM)
-                self._exchange.first_token(placement, now_s)
+                self._exchange.front.live.first_token(placement, now_s)
                 self._coalesced = self._exchange.coalesces()
         if self._started:
             if out:
@@ -292,15 +293,14 @@ class Relay:
     def _whole_done(self, body: bytes) -> None:
         exchange = self._exchange
         usage = None
-        if self._spilled:
-            if not self._plain:
-                exchange.write(LAST_CHUNK)
-        else:
-            usage = usage_of(body, exchange.endpoint)
+        if not self._spilled:
             assert self._head is not None
+            usage = usage_of(body)
             content_type = self._head.fields.get(b"content-type", JSON)
             body = exchange.with_tier(body)
             exchange.write(exchange.answer_head(self.placement, self.upstream_status, content_type, len(body)) + body)
+        elif not self._plain:
+            exchange.write(LAST_CHUNK)
         self._started = True
         self._complete(self._outcome(usage), keep=True)
 

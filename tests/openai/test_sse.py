@@ -170,8 +170,8 @@ def test_no_bytes_are_a_fault_of_ours(parts: list[bytes]) -> None:
 
 
 def test_usage_is_read_in_every_protocols_words() -> None:
-    assert usage_of(b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}', Endpoint.CHAT)["output_tokens"] == 4
-    assert usage_of(b"nothing", Endpoint.CHAT) is None
+    assert usage_of(b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}')["output_tokens"] == 4
+    assert usage_of(b"nothing") is None
     assert normal_usage({"input_tokens": 5, "output_tokens": 2, "cache_read_input_tokens": 10}) == {
         "prompt_tokens": 15,
         "cached_tokens": 10,
