@@ -16,9 +16,9 @@ long outputs are and which prompts are warm is left to lengths.py and prefix.py.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
 from math import exp
-from typing import Any
 
 from gateway.core.flow import Placement
 from gateway.core.instance import Instance
@@ -174,24 +174,25 @@ class Load:
         self.others_unread_k = instance.others_unprefilled_tokens / 1000
         self.others_context_k = instance.others_context_tokens / 1000
 
-    def stale(self) -> None:
-        """Something has changed: renew the figures when they are next asked for."""
-        self.fresh_at_s = -1.0
-
-    def fresh(self, now_s: float) -> None:
-        """Make the figures good for a look at `now_s`."""
-        if now_s - self.fresh_at_s > FRESH_S:
+    def look(self, residents: Iterable[Placement], now_s: float) -> None:
+        """Up to now, and what the residents' tokens have shown meanwhile is learnt."""
+        if self.at_s < now_s:
             self.advance(now_s)
-            self.refresh(now_s)
+        if self.shown:
+            sample = self.pace(residents)
+            if sample is not None:
+                self.learn_pace(*sample)
 
     def refresh(self, now_s: float) -> None:
-        """Renew the figures, `advance` having been called."""
+        """Renew the figures, `advance` having been called. They are stale when `fresh_at_s` is more than FRESH_S ago, or negative."""
         key = self._key
         a, b, c, _ = key.step.weights
         w0, w_new, w_new2, w_ahead, w_first, w_further = key.first.weights
         self.fresh_at_s = now_s
-        self._weigh()
-        decoding = self.decoding + self.others_seqs
+        decoding = self.decoding
+        if decoding:
+            self._weigh()
+        decoding += self.others_seqs
         plain_s = a + b * decoding + c * (self.context_k + self.others_context_k)
         bias, gap = self.ttft_drift.value, self.step_drift.value
         step_s = plain_s * gap
@@ -308,7 +309,7 @@ class Load:
             self.probe = None
         self.fresh_at_s = -1.0
 
-    def pace(self, residents: Any) -> tuple[list[float], float] | None:
+    def pace(self, residents: Iterable[Placement]) -> tuple[list[float], float] | None:
         """Features and seconds of one step since the last look, when enough tokens came; and a new look begins."""
         probe = self.probe
         if probe is None:
@@ -319,10 +320,12 @@ class Load:
             return None
         self._recount(probe)
         tokens = probe.output_tokens - self.pace_from
-        if tokens < PACE_TOKENS or (self.pending and self._key.batches and tokens < LONG_PACE_TOKENS):
+        if tokens < PACE_TOKENS or (tokens < LONG_PACE_TOKENS and self.pending and self._key.batches):
             return None  # too few, or a prompt half read: the long window can bear that
         took_s = probe.last_token_at_s - self.pace_since_s
-        looked_s = max(self.at_s - self.pace_since_s, 1e-6)
+        looked_s = self.at_s - self.pace_since_s
+        if looked_s < 1e-6:
+            looked_s = 1e-6
         sequences = self.pace_seqs_s / looked_s + self.others_seqs
         context_k = self.pace_context_s / looked_s + self.others_context_k
         sample = [1.0, sequences, context_k, self.pace_prefilled / tokens], took_s / tokens
@@ -338,7 +341,9 @@ class Load:
         note: Note = probe.features
         if note.first_steps < 0 or not probe.last_token_at_s:
             return
-        since = max(self.at_s - probe.last_token_at_s, 0.0) * (1.0 - self.prefill_ratio_at(self.at_s)) / self.step_s
+        at_s = self.at_s
+        since_s = at_s - probe.last_token_at_s
+        since = since_s * (1.0 - self.prefill_ratio_at(at_s)) / self.step_s if since_s > 0.0 else 0.0
         self.steps = note.first_steps + probe.output_tokens - 1 + since
         self._weigh()
 
@@ -347,7 +352,9 @@ class Load:
         self.pace_from = placement.output_tokens
         self.pace_since_s = placement.last_token_at_s or placement.first_token_at_s
         # What passed between that token and now belongs to the next window as well.
-        early_s = max(self.at_s - self.pace_since_s, 0.0)
+        early_s = self.at_s - self.pace_since_s
+        if early_s < 0.0:
+            early_s = 0.0
         self.pace_seqs_s = self.decoding * early_s
         self.pace_context_s = self.context_k * early_s
         self.pace_prefilled = 0.0
@@ -378,7 +385,8 @@ class Load:
     def learn_first(self, note: Note, took_s: float) -> None:
         """The first token took this long from the sending."""
         key, drift = self._key, self.ttft_drift
-        predicted_s = key.first.predict(note.features)
+        features = note.features
+        predicted_s = key.first.predict(features)
         if predicted_s <= 0 or took_s <= 0:
             return
         ratio = took_s / predicted_s
@@ -387,7 +395,7 @@ class Load:
         # A model that has settled gains nothing from hundreds of samples a second, and they cost as much as a decision each.
         if key.first.samples < SETTLED_SAMPLES or (drift.samples % 4 == 0 and self.at_s - self.learnt_at_s > LEARN_EVERY_S):
             self.learnt_at_s = self.at_s
-            key.first.learn(note.features, took_s / drift.value)
+            key.first.learn(features, took_s / drift.value)
         self._redeployed()
 
     def bound_first(self, predicted_s: float, took_s: float) -> None:

@@ -100,7 +100,7 @@ class LearningPredictor:
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
         load: Load = instance.load or self._meet(instance)
-        self._look(load, instance, now_s)
+        load.look(instance.residents, now_s)
         if now_s - load.fresh_at_s > FRESH_S:
             load.refresh(now_s)
         request, warm_tokens = placement.ticket.request, 0.0
@@ -115,7 +115,7 @@ class LearningPredictor:
         note: Note | None = placement.features
         if note is None:
             return
-        self._look(load, instance, now_s)
+        load.look(instance.residents, now_s)
         if not load.answers(placement, now_s):
             return
         took_s = now_s - placement.started_at_s
@@ -132,7 +132,7 @@ class LearningPredictor:
         note: Note | None = placement.features
         request, completed = placement.ticket.request, outcome.result is Result.COMPLETED
         if note is not None:
-            self._look(load, instance, now_s)
+            load.look(instance.residents, now_s)
             if completed and not request.stream:
                 # Nobody saw its first token, but it came before the end: a prediction beyond that was wrong.
                 started_at_s = placement.started_at_s
@@ -148,15 +148,8 @@ class LearningPredictor:
     def passing(self, instance: Instance, now_s: float) -> None:
         """Time passes there: an engine that has slowed down shows it in its residents' tokens before anything begins or ends."""
         load: Load = instance.load or self._meet(instance)
-        self._look(load, instance, now_s)
-        load.stale()
-
-    def _look(self, load: Load, instance: Instance, now_s: float) -> None:
-        load.advance(now_s)
-        if load.shown:
-            sample = load.pace(instance.residents)
-            if sample is not None:
-                load.learn_pace(*sample)
+        load.look(instance.residents, now_s)
+        load.fresh_at_s = -1.0
 
     # ---- kept over restarts
 
