@@ -54,7 +54,7 @@ class Watched(LearningPredictor):
         if self.begun > self.after:
             planned, true = placement.ticket.expected_output_tokens, placement.ticket.handle.job.output_tokens
             placement.ticket.expected_output_tokens = true
-            self.believed[placement] = self.exact.predict(placement.ticket, instance, now_s).itl_s
+            self.believed[placement] = self.exact.consider(placement.ticket, (instance,), now_s)[0][1].itl_s
             placement.ticket.expected_output_tokens = planned
         super().started(placement, instance, now_s)
 
@@ -80,7 +80,7 @@ class Watched(LearningPredictor):
 
     def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
         if self.begun > self.after and outcome.result is Result.COMPLETED and outcome.tpot_s:
-            self.figures["gap_of_the_answer"].append((placement.features.itl_s, outcome.tpot_s))
+            self.figures["gap_of_the_answer"].append((placement.prediction.itl_s, outcome.tpot_s))
             if placement in self.believed:
                 self.figures["known"].append((self.believed.pop(placement), outcome.tpot_s))
         super().finished(placement, instance, outcome, now_s)

@@ -89,9 +89,18 @@ class Fleet:
         """What `instance` would take for `ticket` if started now, with what runs there."""
         if self._predictor is None:
             return UNKNOWN
-        prediction = self._predictor.predict(ticket, instance, now_s)
-        self.considered.append((instance, prediction, instance.in_flight, instance.tightest_itl_s))
-        return prediction
+        considered = self._predictor.consider(ticket, (instance,), now_s)
+        self.considered += considered
+        return considered[0][1]
+
+    def consider(self, ticket: Ticket, now_s: float) -> Sequence[Considered]:
+        """`open_instances` with what each would take."""
+        found = self.open_instances(ticket)
+        if self._predictor is None:
+            return [(instance, UNKNOWN, instance.in_flight, instance.tightest_itl_s) for instance in found]
+        considered = self._predictor.consider(ticket, found, now_s)
+        self.considered = self.considered + considered if self.considered else considered
+        return considered
 
     def savable(self, ticket: Ticket, now_s: float) -> bool:
         """Could some instance, were it idle, still keep every promise? Asked once per ticket and model, then a comparison."""
@@ -111,7 +120,7 @@ class Fleet:
             if key in asked:
                 continue
             asked.add(key)
-            idle = self._predictor.predict_idle(ticket, instance.spec)
+            idle = self._predictor.predict_idle(ticket, instance)
             if idle.itl_s <= itl_target_s:
                 at_s = min(ticket.ttft_deadline_at_s - idle.ttft_s, ticket.e2e_deadline_at_s - idle.e2e_s)
                 if at_s > latest_at_s:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Endpoint(StrEnum):
@@ -145,8 +145,7 @@ class Ticket:
         return self.ttft_deadline_at_s - now_s
 
 
-@dataclass(slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What an instance would take for one ticket, from the moment of asking, seconds."""
 
     ttft_s: float

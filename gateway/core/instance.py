@@ -6,6 +6,7 @@ They are changed by fleet.py alone; policies and predictors read. What an instan
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from gateway.core.flow import UNSHARED, InstanceSpec, Placement
 
@@ -24,6 +25,7 @@ class Instance:
         "kv_left_tokens",
         "leased",
         "limit",
+        "load",
         "offered_ranks",
         "others_context_tokens",
         "others_counted",
@@ -70,6 +72,7 @@ class Instance:
         self.serving: Serving | None = None  # where it is listed, None while it takes no new work
         self.room: tuple[int, ...] = ()  # by sequences in flight: how many class ranks, tightest first, may start one more
         self.version = 0  # the fleet's, when something last began, answered or ended here
+        self.load: Any = None  # the predictor's own: what it knows of this instance
         self.offered_ranks = 0  # the ranks it is listed as open for now
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Ticket
+from gateway.core.flow import Considered, Outcome, Placement, Prediction, Ticket
 
 if TYPE_CHECKING:
     from gateway.core.instance import Instance
@@ -58,6 +58,10 @@ class Fleet(Protocol):
         """What `instance` would take for `ticket` if started now, with what runs there."""
         ...
 
+    def consider(self, ticket: Ticket, now_s: float) -> Sequence[Considered]:
+        """`open_instances` with what each would take: `predict` for all of them at once, and cheaper."""
+        ...
+
     def savable(self, ticket: Ticket, now_s: float) -> bool:
         """Could some instance, were it idle, still keep every promise? Cheap after the first time it is asked for a ticket."""
         ...
@@ -83,10 +87,12 @@ class Predictor(Protocol):
 
     def expected_output_tokens(self, ticket: Ticket) -> float: ...
 
-    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction: ...
+    def consider(self, ticket: Ticket, instances: Sequence[Instance], now_s: float) -> list[Considered]:
+        """What each of them would take for the ticket if it started there now, with what runs there; in their order."""
+        ...
 
-    def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
-        """What an idle instance of this kind would take: decides whether the ticket is savable at all."""
+    def predict_idle(self, ticket: Ticket, instance: Instance) -> Prediction:
+        """What it would take if nothing ran there: decides whether the ticket is savable at all."""
         ...
 
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None: ...

@@ -45,7 +45,8 @@ class Trails:
         """A place was found, after looking at `candidates`, which are kept from now on."""
         trail = placement.ticket.trail
         if len(trail) < MAX_STEPS:
-            kept = candidates if len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES]
+            # An empty list is used again for the next one's.
+            kept = candidates if 0 < len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES]
             trail.append((now_s, "started", (placement.prediction, kept), placement.instance_id))
 
     def weighed(self, ticket: Ticket, candidates: list[Considered], ahead: int, wait_s: float, now_s: float) -> None:

@@ -8,20 +8,23 @@ every first token and by the pace at which residents' tokens arrive. Nothing is 
 - First token, seconds from the sending: `1, new, new^2, ahead, first step, further steps`: `new` are prompt tokens without a warm prefix,
   `ahead` the prompt tokens the engine reads before ours, both in thousands, and a step is what the first model says of the residents.
 
-What depends on the instance alone is kept ready in `Load` and renewed when something starts, answers or ends there, so that asking for one
-more instance costs about a microsecond. How long outputs are and which prompts are warm is left to lengths.py and prefix.py.
+What depends on the instance alone is kept ready in `Load`: marked stale when something starts, answers or ends there and renewed when it
+is next looked at, so that asking for one more instance costs about a microsecond (predictor.py asks, in one loop over all of them). How
+long outputs are and which prompts are warm is left to lengths.py and prefix.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from math import exp
 
 from gateway.core.flow import Placement
+from gateway.core.instance import Instance
 from gateway.predict.kinds import KeyModel
 from gateway.predict.note import Note
+from gateway.predict.prefix import Warmth
 from gateway.predict.regression import Drift
 
 # Prompt tokens an engine reads in one step: vLLM's default for online serving. Only the shape of the prior depends on it.
@@ -56,7 +59,9 @@ class Load:
         "further_s",
         "gap_s",
         "learnt_at_s",
-        "others",
+        "others_context_k",
+        "others_seqs",
+        "others_unread_k",
         "pace_context_s",
         "pace_from",
         "pace_prefilled",
@@ -68,6 +73,7 @@ class Load:
         "per_new2_s",
         "per_new_s",
         "per_sequence_s",
+        "per_unread_s",
         "prefill_at_s",
         "prefill_ratio",
         "private",
@@ -81,11 +87,13 @@ class Load:
         "ttft_drift",
         "waiting_at_s",
         "waiting_k",
+        "warmth",
     )
 
     def __init__(self, key: KeyModel) -> None:
         self._key = key
         self.private = False
+        self.warmth = Warmth()
         self.ttft_drift = Drift()
         self.step_drift = Drift()
         self.pending: deque[Placement] = deque()  # sent, no first token yet, in the order the engine reads them
@@ -96,11 +104,13 @@ class Load:
         self.steps = 0.0
         self.steps_at_first = 0.0  # summed over the decoding ones
         self.at_s = 0.0
-        self.waiting_k = 0.0  # prompt tokens ahead of a newcomer, thousands, as of waiting_at_s
+        self.waiting_k = 0.0  # prompt tokens of ours ahead of a newcomer, thousands, as of waiting_at_s
         self.waiting_at_s = 0.0
         self.prefill_ratio = 0.0  # share of recent time the engine spent on prompts
         self.prefill_at_s = 0.0
-        self.others = (0, 0, 0)
+        # What other workers have there: sequences, and unread prompt tokens and context in thousands.
+        self.others_seqs = 0
+        self.others_unread_k = self.others_context_k = 0.0
         # The pace of one resident between two looks at it.
         self.probe: Placement | None = None
         self.pace_from = 0
@@ -111,7 +121,9 @@ class Load:
         self.step_s = 0.01
         self.context_k = 0.0
         self.fresh_at_s = self.learnt_at_s = -1.0
+        # A first token takes `base_s`, so much for its own thousand tokens and their square, for what is ahead, and for each further step.
         self.base_s = self.per_new_s = self.per_new2_s = self.per_ahead_s = self.further_s = 0.0
+        self.per_unread_s = 1e-9  # what the engine needs for a thousand tokens that wait
         self.gap_s = self.per_sequence_s = self.per_context_s = 0.0
         self.cautious_ratio = 1.0
 
@@ -127,79 +139,81 @@ class Load:
         if took_s <= 0:
             return
         self.at_s = now_s
-        if self.decoding:
-            rate = (1.0 - self.prefill_ratio_at(now_s)) / self.step_s
+        decoding = self.decoding
+        if decoding:
+            rate = (1.0 - self.prefill_ratio_at(now_s) if self.prefill_ratio else 1.0) / self.step_s
+            context_k = self.context_k
             self.steps += took_s * rate
-            self.pace_seqs_s += took_s * self.decoding
-            self.pace_context_s += took_s * self.context_k
-            self.context_k += took_s * rate * self.decoding / 1000
+            self.pace_seqs_s += took_s * decoding
+            self.pace_context_s += took_s * context_k
+            self.context_k = context_k + took_s * rate * decoding / 1000
         pending = self.pending
-        while pending and not pending[0].ticket.request.stream and pending[0].features.expected_first_at_s <= now_s:
-            self._answers(pending.popleft())  # nobody will tell us of its first token
+        while pending:
+            oldest = pending[0]
+            if oldest.ticket.request.stream or oldest.features.expected_first_at_s > now_s:
+                break
+            self._answers(pending.popleft().features)  # nobody will tell us of its first token
 
-    def ahead_k(self, now_s: float) -> float:
-        """Prompt tokens the engine has yet to read before a newcomer's, thousands."""
-        waiting_k = self.waiting_k
-        if waiting_k:
-            waiting_k -= (now_s - self.waiting_at_s) / (self.per_ahead_s + self.further_s / CHUNK_K + 1e-9)
-            if waiting_k < 0.0:
-                waiting_k = 0.0
-        return waiting_k + self.others[1] / 1000
+    def unread_k(self, now_s: float) -> float:
+        """Prompt tokens of ours the engine has yet to read before a newcomer's, thousands."""
+        left_k = self.waiting_k
+        if left_k:
+            left_k -= (now_s - self.waiting_at_s) / self.per_unread_s
+        return left_k if left_k > 0.0 else 0.0
 
     def prefill_ratio_at(self, now_s: float) -> float:
         """Share of recent time spent on prompts, 0..0.8."""
-        if not self.prefill_ratio:
-            return 0.0
-        return min(self.prefill_ratio * math.exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S), 0.8)
+        ratio = self.prefill_ratio
+        if ratio:
+            ratio *= exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S)
+        return ratio if ratio < 0.8 else 0.8
 
-    def stale(self) -> None:
-        """Something has changed: renew the cached figures when they are next asked for."""
-        self.fresh_at_s = -1.0
+    def share(self, instance: Instance) -> None:
+        """What other workers have there, as the instance says."""
+        self.others_seqs = instance.others_in_flight
+        self.others_unread_k = instance.others_unprefilled_tokens / 1000
+        self.others_context_k = instance.others_context_tokens / 1000
+
+    def look(self, residents: Iterable[Placement], now_s: float) -> None:
+        """Up to now, and what the residents' tokens have shown meanwhile is learnt."""
+        if self.at_s < now_s:
+            self.advance(now_s)
+        if self.shown:
+            sample = self.pace(residents)
+            if sample is not None:
+                self.learn_pace(*sample)
 
     def refresh(self, now_s: float) -> None:
-        """Renew the cached figures."""
+        """Renew the figures, `advance` having been called. They are stale when `fresh_at_s` is more than FRESH_S ago, or negative."""
         key = self._key
         a, b, c, _ = key.step.weights
-        self.fresh_at_s = now_s
-        others_seqs, _, others_context = self.others
-        self._weigh()
-        decoding = self.decoding + others_seqs
-        plain_s = a + b * decoding + c * (self.context_k + others_context / 1000)
-        self.step_s = max(plain_s * self.step_drift.value, 1e-4)
         w0, w_new, w_new2, w_ahead, w_first, w_further = key.first.weights
-        bias = self.ttft_drift.value
-        gap = self.step_drift.value / (1.0 - self.prefill_ratio_at(now_s))
-        self.per_sequence_s, self.per_context_s = b * gap, c * gap
-        self.gap_s = max(plain_s * gap, self.step_s) + self.per_sequence_s * len(self.pending)
+        self.fresh_at_s = now_s
+        decoding = self.decoding
+        if decoding:
+            self._weigh()
+        decoding += self.others_seqs
+        plain_s = a + b * decoding + c * (self.context_k + self.others_context_k)
+        bias, gap = self.ttft_drift.value, self.step_drift.value
+        step_s = plain_s * gap
+        if step_s < 1e-4:
+            step_s = 1e-4
+        self.step_s = step_s
+        if self.prefill_ratio:
+            gap /= 1.0 - self.prefill_ratio_at(now_s)
+        self.per_sequence_s = per_sequence_s = b * gap
+        self.per_context_s = c * gap
+        gap_s = plain_s * gap
+        self.gap_s = (gap_s if gap_s > step_s else step_s) + per_sequence_s * len(self.pending)
         self.cautious_ratio = key.first_ratio.p90
         self.base_s = bias * (w0 + w_first * plain_s * (1.5 if decoding else 1.0))
         self.per_new_s = bias * w_new
         self.per_new2_s = bias * w_new2
-        self.per_ahead_s = bias * w_ahead
-        self.further_s = bias * w_further * plain_s
+        self.per_ahead_s = per_ahead_s = bias * w_ahead
+        self.further_s = further_s = bias * w_further * plain_s
+        self.per_unread_s = per_ahead_s + further_s / CHUNK_K + 1e-9
 
     # ---- what it would take
-
-    def fresh(self, now_s: float) -> None:
-        """Make the cached figures good for a look at `now_s`."""
-        if now_s - self.fresh_at_s > FRESH_S:
-            self.advance(now_s)
-            self.refresh(now_s)
-
-    def ttft_s(self, new_k: float, now_s: float) -> float:
-        """Expected time to the first token of a prompt with `new_k` thousand unread tokens, sent now, seconds. After `fresh`."""
-        took_s = self.base_s + new_k * (self.per_new_s + self.per_new2_s * new_k)
-        if self.waiting_k or self.others[1]:
-            ahead_k = self.ahead_k(now_s)
-            took_s += ahead_k * self.per_ahead_s
-            new_k += ahead_k
-        if new_k > CHUNK_K:
-            took_s += self.further_s * (new_k / CHUNK_K - 0.5)
-        return took_s
-
-    def itl_s(self, sequences: int, context_k: float) -> float:
-        """Expected mean gap with so many more residents and so much context, if prompts keep coming as of late, seconds. After `fresh`."""
-        return self.gap_s + self.per_sequence_s * sequences + self.per_context_s * context_k
 
     def idle_ttft_s(self, new_k: float) -> float:
         """The first token of a request that is alone."""
@@ -216,79 +230,86 @@ class Load:
 
     # ---- what happened
 
-    def starts(self, placement: Placement, context_tokens: int, warm_tokens: float, sequences: int, now_s: float) -> Note:
-        """A prompt is sent there now. What is believed of it is its note."""
+    def starts(self, placement: Placement, warm_tokens: float, now_s: float) -> None:
+        """Its prompt is sent there now, `warm_tokens` of which have been read before. What is believed of it is its note."""
+        request = placement.ticket.request
+        context_tokens = request.prompt_tokens
         key = self._key
         a, b, c, _ = key.step.weights
         w0, w_new, w_new2, w_ahead, w_first, w_further = key.first.weights
-        others_seqs, others_unread, others_context = self.others
         new_k = (context_tokens - warm_tokens if context_tokens > warm_tokens + 1.0 else 1.0) / 1000
-        ahead_k = self.ahead_k(now_s)
+        unread_k = self.unread_k(now_s) if self.waiting_k else 0.0
+        ahead_k = unread_k + self.others_unread_k
         total_k = new_k + ahead_k
-        decoding = self.decoding + others_seqs
-        step_s = a + b * decoding + c * (self.context_k + others_context / 1000)
+        decoding = self.decoding + self.others_seqs
+        step_s = a + b * decoding + c * (self.context_k + self.others_context_k)
         further = step_s * (total_k / CHUNK_K - 0.5) if total_k > CHUNK_K else 0.0
         if decoding:
             step_s *= 1.5
-        note = Note(new_k, ahead_k, step_s, further, context_tokens, warm_tokens, sequences)
         expected_s = w0 + new_k * (w_new + w_new2 * new_k) + w_ahead * ahead_k + w_first * step_s + w_further * further
-        note.expected_first_at_s = now_s + expected_s * self.ttft_drift.value
-        placement.features = note
-        waiting_k = ahead_k - others_unread / 1000
-        self.waiting_k = waiting_k + new_k if waiting_k > 0.0 else new_k
+        first_at_s = now_s + expected_s * self.ttft_drift.value
+        placement.features = Note(new_k, ahead_k, step_s, further, context_tokens, warm_tokens, request.n, first_at_s)
+        self.waiting_k = unread_k + new_k
         self.waiting_at_s = now_s
         self.pending.append(placement)
-        return note
+        self.fresh_at_s = -1.0
 
     def answers(self, placement: Placement, now_s: float) -> bool:
         """Its first token is here. False when it was not waited for (a stray or second call)."""
-        try:
-            self.pending.remove(placement)
-        except ValueError:
-            return False
+        pending = self.pending
+        if pending and pending[0] is placement:
+            pending.popleft()
+        else:
+            try:
+                pending.remove(placement)
+            except ValueError:
+                return False
         # First come, first served: what was sent after it is what is left to read.
-        self.waiting_k = sum([waiting.features.new_k for waiting in self.pending])
+        self.waiting_k = sum([waiting.features.new_k for waiting in pending]) if pending else 0.0
         self.waiting_at_s = now_s
         note: Note = placement.features
         note.seen = True
         self.shown += 1
-        self._answers(placement)
+        self._answers(note)
         if self._key.batches:
             spent_s = note.new_k * self.per_new_s
             self.prefill_ratio = self.prefill_ratio_at(now_s) + spent_s / PREFILL_MEMORY_S
             self.prefill_at_s = now_s
+        self.fresh_at_s = -1.0
         return True
 
-    def _answers(self, placement: Placement) -> None:
-        note: Note = placement.features
-        self.decoding += note.sequences
+    def _answers(self, note: Note) -> None:
+        steps, sequences = self.steps, note.sequences
+        self.decoding += sequences
         self.prompt_tokens += note.context_tokens
-        self.steps_at_first += self.steps * note.sequences
-        note.first_steps = self.steps
+        self.steps_at_first += steps * sequences
+        note.first_steps = steps
         self._weigh()
         self.pace_prefilled += note.new_k
 
     def ends(self, placement: Placement, now_s: float) -> None:
         """It is over, however it ended."""
         note: Note = placement.features
-        if note.first_steps < 0:
-            if placement in self.pending:
-                self.pending.remove(placement)
-                self.waiting_k = max(self.ahead_k(now_s) - self.others[1] / 1000 - note.new_k, 0.0)
-                self.waiting_at_s = now_s
-        else:
+        if note.first_steps >= 0:
             self.shown -= note.seen
-            self.decoding -= note.sequences
+            self.decoding = decoding = self.decoding - note.sequences
             self.prompt_tokens -= note.context_tokens
             self.steps_at_first -= note.first_steps * note.sequences
-            if self.decoding <= 0:
+            if decoding <= 0:
                 self.decoding = self.prompt_tokens = 0
-                self.steps = self.steps_at_first = 0.0
-            self._weigh()
+                self.steps = self.steps_at_first = self.context_k = 0.0
+            else:
+                self._weigh()
+        elif placement in self.pending:
+            self.pending.remove(placement)
+            left_k = self.unread_k(now_s) - note.new_k
+            self.waiting_k = left_k if left_k > 0.0 else 0.0
+            self.waiting_at_s = now_s
         if self.probe is placement:
             self.probe = None
+        self.fresh_at_s = -1.0
 
-    def pace(self, residents: Any) -> tuple[list[float], float] | None:
+    def pace(self, residents: Iterable[Placement]) -> tuple[list[float], float] | None:
         """Features and seconds of one step since the last look, when enough tokens came; and a new look begins."""
         probe = self.probe
         if probe is None:
@@ -299,13 +320,14 @@ class Load:
             return None
         self._recount(probe)
         tokens = probe.output_tokens - self.pace_from
-        if tokens < PACE_TOKENS or (self.pending and self._key.batches and tokens < LONG_PACE_TOKENS):
+        if tokens < PACE_TOKENS or (tokens < LONG_PACE_TOKENS and self.pending and self._key.batches):
             return None  # too few, or a prompt half read: the long window can bear that
         took_s = probe.last_token_at_s - self.pace_since_s
-        looked_s = max(self.at_s - self.pace_since_s, 1e-6)
-        others_seqs, _, others_context = self.others
-        sequences = self.pace_seqs_s / looked_s + others_seqs
-        context_k = self.pace_context_s / looked_s + others_context / 1000
+        looked_s = self.at_s - self.pace_since_s
+        if looked_s < 1e-6:
+            looked_s = 1e-6
+        sequences = self.pace_seqs_s / looked_s + self.others_seqs
+        context_k = self.pace_context_s / looked_s + self.others_context_k
         sample = [1.0, sequences, context_k, self.pace_prefilled / tokens], took_s / tokens
         self._look(probe)
         return sample if took_s > 0 else None
@@ -319,7 +341,9 @@ class Load:
         note: Note = probe.features
         if note.first_steps < 0 or not probe.last_token_at_s:
             return
-        since = max(self.at_s - probe.last_token_at_s, 0.0) * (1.0 - self.prefill_ratio_at(self.at_s)) / self.step_s
+        at_s = self.at_s
+        since_s = at_s - probe.last_token_at_s
+        since = since_s * (1.0 - self.prefill_ratio_at(at_s)) / self.step_s if since_s > 0.0 else 0.0
         self.steps = note.first_steps + probe.output_tokens - 1 + since
         self._weigh()
 
@@ -328,7 +352,9 @@ class Load:
         self.pace_from = placement.output_tokens
         self.pace_since_s = placement.last_token_at_s or placement.first_token_at_s
         # What passed between that token and now belongs to the next window as well.
-        early_s = max(self.at_s - self.pace_since_s, 0.0)
+        early_s = self.at_s - self.pace_since_s
+        if early_s < 0.0:
+            early_s = 0.0
         self.pace_seqs_s = self.decoding * early_s
         self.pace_context_s = self.context_k * early_s
         self.pace_prefilled = 0.0
@@ -359,7 +385,8 @@ class Load:
     def learn_first(self, note: Note, took_s: float) -> None:
         """The first token took this long from the sending."""
         key, drift = self._key, self.ttft_drift
-        predicted_s = key.first.predict(note.features)
+        features = note.features
+        predicted_s = key.first.predict(features)
         if predicted_s <= 0 or took_s <= 0:
             return
         ratio = took_s / predicted_s
@@ -368,7 +395,7 @@ class Load:
         # A model that has settled gains nothing from hundreds of samples a second, and they cost as much as a decision each.
         if key.first.samples < SETTLED_SAMPLES or (drift.samples % 4 == 0 and self.at_s - self.learnt_at_s > LEARN_EVERY_S):
             self.learnt_at_s = self.at_s
-            key.first.learn(note.features, took_s / drift.value)
+            key.first.learn(features, took_s / drift.value)
         self._redeployed()
 
     def bound_first(self, predicted_s: float, took_s: float) -> None:

@@ -49,15 +49,11 @@ class _Sketch:
         self.weight = weight
         self.seen = seen
 
-    def add(self, index: int, share: float) -> None:
-        """One answer more."""
-        weight = self.weight / _KEEP
-        self.counts[index] += weight * share
-        self.seen += 1
-        if weight > 1e6:
-            self.counts = [count / weight for count in self.counts]
-            weight = 1.0
-        self.weight = weight
+    def shrink(self) -> None:
+        """Count on from 1, before figures grow too large."""
+        weight = self.weight
+        self.counts = [count / weight for count in self.counts]
+        self.weight = 1.0
 
 
 class _Line:
@@ -100,10 +96,12 @@ class Lengths:
         if index >= BINS:
             index = BINS - 1
         share = 0.5 if capped else 1.0
-        coarse, middle, fine = line.sketches
-        coarse.add(index, share)
-        middle.add(index, share)
-        fine.add(index, share)
+        for sketch in line.sketches:
+            sketch.weight = weight = sketch.weight / _KEEP
+            sketch.counts[index] += weight * share
+            sketch.seen += 1
+            if weight > 1e6:
+                sketch.shrink()
 
     def _begin(self, key: Key) -> _Line:
         """The first answer of an application: its sketches are kept from now on."""

@@ -7,12 +7,20 @@ class Note:
     """What was believed when a placement started (`Placement.features`), to learn from when the truth is known."""
 
     __slots__ = (
-        "_ahead_k", "_first_step_s", "_further", "context_tokens", "expected_first_at_s", "first_steps", "itl_s", "new_k", "seen",
-        "sequences", "warm_tokens",
+        "_ahead_k", "_first_step_s", "_further", "context_tokens", "expected_first_at_s", "first_steps", "new_k", "seen", "sequences",
+        "warm_tokens",
     )  # fmt: skip
 
     def __init__(
-        self, new_k: float, ahead_k: float, first_step_s: float, further: float, context_tokens: int, warm_tokens: float, sequences: int
+        self,
+        new_k: float,
+        ahead_k: float,
+        first_step_s: float,
+        further: float,
+        context_tokens: int,
+        warm_tokens: float,
+        sequences: int,
+        expected_first_at_s: float,
     ) -> None:
         self.new_k = new_k
         self._ahead_k = ahead_k
@@ -21,10 +29,9 @@ class Note:
         self.context_tokens = context_tokens
         self.warm_tokens = warm_tokens
         self.sequences = sequences
-        self.expected_first_at_s = 0.0
+        self.expected_first_at_s = expected_first_at_s
         self.first_steps = -1.0  # the instance's step count at its first token, < 0 = none yet
         self.seen = False  # somebody told us of its first token; without it is only reckoned
-        self.itl_s = 0.0
 
     @property
     def features(self) -> list[float]:

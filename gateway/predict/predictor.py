@@ -5,15 +5,16 @@ One object per process; serve.py and simulate/run.py make it and hand it to the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Result, Ticket
+from gateway.core.flow import Considered, Outcome, Placement, Prediction, Result, Ticket
 from gateway.core.instance import Instance
 from gateway.predict.kinds import StepFacts
 from gateway.predict.latencies import Latencies
-from gateway.predict.latency import FRESH_S, Load
+from gateway.predict.latency import CHUNK_K, FRESH_S, Load
 from gateway.predict.lengths import Lengths
+from gateway.predict.note import Note
 from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios
 
@@ -31,8 +32,13 @@ class LearningPredictor:
         self.prefixes = PrefixMemory()
         self.cautious = cautious
 
-    def _load(self, spec: InstanceSpec) -> Load:
-        return self.latencies.loads.get(spec.instance_id) or self.latencies.load(spec.instance_id, spec.predictor_key)
+    def _meet(self, instance: Instance) -> Load:
+        """What is known of an instance that is seen for the first time."""
+        spec = instance.spec
+        load: Load = self.latencies.load(spec.instance_id, spec.predictor_key)
+        load.warmth = self.prefixes.of(spec.instance_id)
+        instance.load = load
+        return load
 
     # ---- asked by the core and its policies
 
@@ -41,29 +47,49 @@ class LearningPredictor:
         request, tag = ticket.request, ticket.tag
         return self.lengths.expected(request.tenant, request.app, tag.use_case, tag.output_tokens, request.max_output_tokens)
 
-    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
-        """What `instance` would take for `ticket` if it were sent now, beside what runs there."""
-        load = self._load(instance.spec)
-        request = ticket.request
-        prompt_tokens = request.prompt_tokens
-        new_tokens = prompt_tokens
-        if request.prefix_hashes:
-            new_tokens -= int(self.prefixes.warm_tokens(instance.spec.instance_id, request.prefix_hashes, prompt_tokens))
-        if instance.others_in_flight or load.others[0]:
-            load.others = (instance.others_in_flight, instance.others_unprefilled_tokens, instance.others_context_tokens)
-        if now_s - load.fresh_at_s > FRESH_S:
-            load.fresh(now_s)
-        new_k = new_tokens / 1000
-        expected_s = load.ttft_s(new_k, now_s)
-        output_tokens = ticket.expected_output_tokens
-        itl_s = load.itl_s(request.n, (prompt_tokens + output_tokens * 0.5) * request.n / 1000)
-        work_s = new_k * (load.per_new_s + load.per_new2_s * new_k) + output_tokens * (itl_s - load.gap_s)
-        ttft_s = expected_s * load.cautious_ratio if self.cautious else expected_s
-        return Prediction(ttft_s, itl_s, expected_s + (output_tokens - 1.0) * itl_s if output_tokens > 1.0 else expected_s, work_s)
+    def consider(self, ticket: Ticket, instances: Sequence[Instance], now_s: float) -> list[Considered]:
+        """What each of `instances` would take for `ticket` if it were sent there now, beside what runs there. One loop without a call:
+        it goes over whole fleets for every request."""
+        request, output_tokens = ticket.request, ticket.expected_output_tokens
+        prompt_tokens, hashes, n = request.prompt_tokens, request.prefix_hashes, request.n
+        first_block = hashes[0] if hashes else 0
+        cold_k, context_k = prompt_tokens / 1000, (prompt_tokens + output_tokens * 0.5) * n / 1000
+        further_tokens = output_tokens - 1.0 if output_tokens > 1.0 else 0.0
+        considered: list[Considered] = []
+        cautious, prediction = self.cautious, tuple.__new__
+        for instance in instances:
+            load: Load = instance.load or self._meet(instance)
+            if instance.others_in_flight or load.others_seqs:
+                load.share(instance)
+            if now_s - load.fresh_at_s > FRESH_S:
+                load.advance(now_s)
+                load.refresh(now_s)
+            new_k = cold_k
+            if hashes and first_block in load.warmth.blocks:
+                new_k = (prompt_tokens - int(load.warmth.tokens(hashes, prompt_tokens))) / 1000
+            reading_s = new_k * (load.per_new_s + load.per_new2_s * new_k)
+            expected_s, total_k = load.base_s + reading_s, new_k
+            ahead_k, waiting_k = load.others_unread_k, load.waiting_k
+            if waiting_k:
+                waiting_k -= (now_s - load.waiting_at_s) / load.per_unread_s
+                if waiting_k > 0.0:
+                    ahead_k += waiting_k
+            if ahead_k:
+                expected_s += ahead_k * load.per_ahead_s
+                total_k += ahead_k
+            if total_k > CHUNK_K:
+                expected_s += load.further_s * (total_k / CHUNK_K - 0.5)
+            gap_s = load.gap_s
+            itl_s = gap_s + load.per_sequence_s * n + load.per_context_s * context_k
+            ttft_s = expected_s * load.cautious_ratio if cautious else expected_s
+            e2e_s, work_s = expected_s + further_tokens * itl_s, reading_s + output_tokens * (itl_s - gap_s)
+            believed = prediction(Prediction, (ttft_s, itl_s, e2e_s, work_s))
+            considered.append((instance, believed, instance.in_flight, instance.tightest_itl_s))
+        return considered
 
-    def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
-        """What an idle instance of this kind would take."""
-        load = self._load(spec)
+    def predict_idle(self, ticket: Ticket, instance: Instance) -> Prediction:
+        """What `instance` would take if nothing ran there."""
+        load = instance.load or self._meet(instance)
         prompt_tokens, output_tokens = ticket.request.prompt_tokens, ticket.expected_output_tokens
         ttft_s = load.idle_ttft_s(prompt_tokens / 1000)
         itl_s = load.idle_itl_s((prompt_tokens + output_tokens * 0.5) / 1000)
@@ -73,69 +99,57 @@ class LearningPredictor:
 
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
-        load = self._load(instance.spec)
-        self._look(load, instance, now_s)
-        ticket = placement.ticket
-        request = ticket.request
-        prompt_tokens = request.prompt_tokens
-        warm_tokens = 0.0
+        load: Load = instance.load or self._meet(instance)
+        load.look(instance.residents, now_s)
+        if now_s - load.fresh_at_s > FRESH_S:
+            load.refresh(now_s)
+        request, warm_tokens = placement.ticket.request, 0.0
         if request.prefix_hashes:
-            warm_tokens = self.prefixes.warm_tokens(instance.spec.instance_id, request.prefix_hashes, prompt_tokens)
-            self.prefixes.sent(instance.spec.instance_id, request.prefix_hashes)
-        load.fresh(now_s)
-        itl_s = load.itl_s(request.n, (prompt_tokens + ticket.expected_output_tokens * 0.5) / 1000)
-        load.starts(placement, prompt_tokens, warm_tokens, request.n, now_s).itl_s = itl_s
-        load.stale()
+            warm_tokens = load.warmth.tokens(request.prefix_hashes, request.prompt_tokens)
+            load.warmth.sent(request.prefix_hashes)
+        load.starts(placement, warm_tokens, now_s)
 
     def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """The engine has answered."""
-        load = self._load(instance.spec)
-        note = placement.features
+        load: Load = instance.load or self._meet(instance)
+        note: Note | None = placement.features
         if note is None:
             return
-        self._look(load, instance, now_s)
+        load.look(instance.residents, now_s)
         if not load.answers(placement, now_s):
             return
         took_s = now_s - placement.started_at_s
-        if note.warm_tokens * load.per_new_s > 0.2 * took_s:
-            spared = (load.key.first.predict(note.features) * load.ttft_drift.value - took_s) / (note.warm_tokens * load.per_new_s)
-            trust = self.prefixes.trust_ratio(instance.spec.instance_id)
-            self.prefixes.learn(instance.spec.instance_id, trust * (1.0 + spared))
+        warm_s = note.warm_tokens * load.per_new_s
+        if warm_s > 0.2 * took_s:
+            spared_s = load.key.first.predict(note.features) * load.ttft_drift.value - took_s
+            load.warmth.learn(load.warmth.trust_ratio * (1.0 + spared_s / warm_s))
         else:
             load.learn_first(note, took_s)
-        load.stale()
 
     def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
         """It is over: its length is learnt if it completed, and its place is free."""
-        load = self._load(instance.spec)
-        note = placement.features
+        load: Load = instance.load or self._meet(instance)
+        note: Note | None = placement.features
+        request, completed = placement.ticket.request, outcome.result is Result.COMPLETED
         if note is not None:
-            self._look(load, instance, now_s)
-            if outcome.result is Result.COMPLETED and not placement.ticket.request.stream:
+            load.look(instance.residents, now_s)
+            if completed and not request.stream:
                 # Nobody saw its first token, but it came before the end: a prediction beyond that was wrong.
-                took_s = now_s - placement.started_at_s
-                predicted_s = note.expected_first_at_s - placement.started_at_s
+                started_at_s = placement.started_at_s
+                took_s, predicted_s = now_s - started_at_s, note.expected_first_at_s - started_at_s
                 if took_s < predicted_s:
                     load.bound_first(predicted_s, took_s)
             load.ends(placement, now_s)
-            load.stale()
-        request, tag = placement.ticket.request, placement.ticket.tag
-        if outcome.result is Result.COMPLETED and outcome.output_tokens > 0:
-            capped = request.max_output_tokens is not None and outcome.output_tokens >= request.max_output_tokens
-            self.lengths.learn(request.tenant, request.app, tag.use_case, outcome.output_tokens, capped)
+        tokens = outcome.output_tokens
+        if completed and tokens > 0:
+            most = request.max_output_tokens
+            self.lengths.learn(request.tenant, request.app, placement.ticket.tag.use_case, tokens, most is not None and tokens >= most)
 
     def passing(self, instance: Instance, now_s: float) -> None:
         """Time passes there: an engine that has slowed down shows it in its residents' tokens before anything begins or ends."""
-        load = self._load(instance.spec)
-        self._look(load, instance, now_s)
-        load.stale()
-
-    def _look(self, load: Load, instance: Instance, now_s: float) -> None:
-        load.advance(now_s)
-        if load.shown:
-            sample = load.pace(instance.residents)
-            if sample is not None:
-                load.learn_pace(*sample)
+        load: Load = instance.load or self._meet(instance)
+        load.look(instance.residents, now_s)
+        load.fresh_at_s = -1.0
 
     # ---- kept over restarts
 
@@ -163,6 +177,8 @@ class LearningPredictor:
         """Know what another one knows, and forget what was learnt so far. What runs now goes on being followed."""
         self.latencies.restore(other.latencies.state())
         self.lengths, self.prompts, self.prefixes = other.lengths, other.prompts, other.prefixes
+        for instance_id, load in self.latencies.loads.items():
+            load.warmth = self.prefixes.of(instance_id)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave. ValueError when another version saved it: then the priors are the better start."""

@@ -10,38 +10,36 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+BLOCK_TOKENS = 256  # what one hash stands for
 MAX_BLOCKS = 4096  # per instance
 FIRST_TRUST = 0.7
 
 
-class PrefixMemory:
-    """Warmth of prompts per instance. `block_tokens`: tokens one hash stands for."""
+class Warmth:
+    """What one instance has read of late, and how far it profits from that."""
 
-    def __init__(self, block_tokens: int = 256) -> None:
-        self.block_tokens = block_tokens
+    __slots__ = ("blocks", "trust_ratio")
+
+    def __init__(self) -> None:
         # Ordered: taking the oldest off the front of a plain dict looks past everything taken before it.
-        self._blocks: dict[str, OrderedDict[int, None]] = {}
-        self._trust: dict[str, float] = {}
+        self.blocks: OrderedDict[int, None] = OrderedDict()
+        self.trust_ratio = FIRST_TRUST
 
-    def warm_tokens(self, instance_id: str, hashes: tuple[int, ...], prompt_tokens: int) -> float:
-        """Prompt tokens expected to be read from the instance's cache: 0 .. prompt_tokens - 1."""
-        blocks = self._blocks.get(instance_id)
-        if not blocks or not hashes or hashes[0] not in blocks:
-            return 0.0
-        matched = 1
-        for block in hashes[1:]:
+    def tokens(self, hashes: tuple[int, ...], prompt_tokens: int) -> float:
+        """Prompt tokens expected to be read from its cache: 0 .. prompt_tokens - 1."""
+        blocks = self.blocks
+        matched = 0
+        for block in hashes:
             if block not in blocks:
                 break
             matched += 1
-        return min(matched * self.block_tokens, prompt_tokens - 1) * self._trust.get(instance_id, FIRST_TRUST)
+        if not matched:
+            return 0.0
+        return min(matched * BLOCK_TOKENS, prompt_tokens - 1) * self.trust_ratio
 
-    def sent(self, instance_id: str, hashes: tuple[int, ...]) -> None:
-        """The instance is reading this prompt."""
-        if not hashes:
-            return
-        blocks = self._blocks.get(instance_id)
-        if blocks is None:
-            blocks = self._blocks[instance_id] = OrderedDict()
+    def sent(self, hashes: tuple[int, ...]) -> None:
+        """It is reading this prompt."""
+        blocks = self.blocks
         # Later blocks are useless without the earlier ones, so the earlier are the more recently used.
         for block in reversed(hashes):
             blocks[block] = None
@@ -49,23 +47,29 @@ class PrefixMemory:
         while len(blocks) > MAX_BLOCKS:
             blocks.popitem(last=False)
 
-    def learn(self, instance_id: str, saved_ratio: float) -> None:
+    def learn(self, saved_ratio: float) -> None:
         """Of the tokens matched in memory, this share (clamped to 0..1) really was spared."""
-        trust = self._trust.get(instance_id, FIRST_TRUST)
-        self._trust[instance_id] = trust + 0.1 * (min(max(saved_ratio, 0.0), 1.0) - trust)
+        self.trust_ratio += 0.1 * (min(max(saved_ratio, 0.0), 1.0) - self.trust_ratio)
 
-    def trust_ratio(self, instance_id: str) -> float:
-        """How far the instance profits from what it has read, 0..1."""
-        return self._trust.get(instance_id, FIRST_TRUST)
 
-    def forget(self, instance_id: str) -> None:
-        """The instance was restarted: nothing is warm there."""
-        self._blocks.pop(instance_id, None)
+class PrefixMemory:
+    """All instances' warmth."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Warmth] = {}
+
+    def of(self, instance_id: str) -> Warmth:
+        """An instance's, made at first sight."""
+        found = self._known.get(instance_id)
+        if found is None:
+            found = self._known[instance_id] = Warmth()
+        return found
 
     def state(self) -> dict[str, Any]:
         """How far instances are trusted. What is warm is not saved: after a restart of ours it may be minutes old."""
-        return dict(self._trust)
+        return {name: warmth.trust_ratio for name, warmth in self._known.items() if warmth.trust_ratio != FIRST_TRUST}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
-        self._trust = {name: float(trust) for name, trust in state.items()}
+        for name, trust in state.items():
+            self.of(name).trust_ratio = float(trust)

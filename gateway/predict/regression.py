@@ -6,7 +6,8 @@ library. What the features mean is the business of latency.py.
 
 from __future__ import annotations
 
-import math
+from math import exp, isfinite, log
+from operator import mul
 from typing import Any
 
 # How far one sample of a duration lies from the truth, relative: the jitter of one engine step. It only sets how fast priors give way.
@@ -35,30 +36,39 @@ class Regression:
 
     def predict(self, features: list[float]) -> float:
         """The model's value, at least zero."""
-        return max(sum(w * x for w, x in zip(self.weights, features, strict=True)), 0.0)
+        value = sum(map(mul, self.weights, features))
+        return value if value > 0.0 else 0.0
 
     def learn(self, features: list[float], value: float) -> None:
         """Follow one sample. `value` must be positive; a sample that is not finite is left out."""
-        if not (0.0 < value < 1e6) or not all(map(math.isfinite, features)):
+        if not (0.0 < value < 1e6) or not all(map(isfinite, features)):
             return
         scale = 1.0 / value
-        x = [feature * scale for feature in features]
-        covariance = self.covariance
-        px = [sum([c * f for c, f in zip(row, x, strict=True)]) for row in covariance]
-        denominator = NOISE_RATIO**2 + sum([f * p for f, p in zip(x, px, strict=True)])
-        weights = self.weights
-        miss = (1.0 - sum([w * f for w, f in zip(weights, x, strict=True)])) / denominator
-        self.weights = [max(w + p * miss, 0.0) for w, p in zip(weights, px, strict=True)]
-        grow = 1.0 / self.forgetting
-        inverse = 1.0 / denominator
-        widest = self.spread
-        for i, row in enumerate(covariance):
-            gain = px[i] * inverse
-            updated = [c - gain * p for c, p in zip(row, px, strict=True)]
+        # Only what a sample has is looked at: most prompts find nothing ahead of them and are read in one step.
+        told = [(index, feature * scale) for index, feature in enumerate(features) if feature]
+        weights, covariance, spread = self.weights, self.covariance, self.spread
+        px: list[float] = []
+        for row in covariance:
+            p = 0.0
+            for index, x in told:
+                p += row[index] * x
+            px.append(p)
+        doubt = predicted = 0.0
+        for index, x in told:
+            doubt += x * px[index]
+            predicted += weights[index] * x
+        inverse, grow = 1.0 / (NOISE_RATIO**2 + doubt), 1.0 / self.forgetting
+        miss = (1.0 - predicted) / (NOISE_RATIO**2 + doubt)
+        for index, p in enumerate(px):
+            row = covariance[index]
+            if p:
+                weight, gain = weights[index] + p * miss, p * inverse
+                weights[index] = weight if weight > 0.0 else 0.0
+                covariance[index] = row = [c - gain * other for c, other in zip(row, px, strict=True)]
             # Forgetting widens what the samples say nothing about without end; the prior's own doubt is doubt enough.
-            if updated[i] * grow < widest[i] * widest[i]:
-                updated[i] *= grow
-            covariance[i] = updated
+            wider = row[index] * grow
+            if wider < spread[index] * spread[index]:
+                row[index] = wider
         self.samples += 1
 
     def scaled(self, ratio: float) -> Regression:
@@ -67,7 +77,8 @@ class Regression:
 
     def state(self) -> dict[str, Any]:
         """Plain values, for saving."""
-        return {"weights": self.weights, "spread": self.spread, "covariance": self.covariance, "samples": self.samples}
+        covariance = [list(row) for row in self.covariance]  # what is learnt next must not change what was saved
+        return {"weights": list(self.weights), "spread": list(self.spread), "covariance": covariance, "samples": self.samples}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave. ValueError when it was saved by a model of another shape."""
@@ -87,7 +98,7 @@ class RatioQuantiles:
     __slots__ = ("_counts", "_since", "_total", "p50", "p90")
 
     BINS = 41
-    STEP = math.log(16.0) / 40
+    STEP = log(16.0) / 40
     DECAY = 0.9  # per REFRESH samples: a memory of about 160
     REFRESH = 16
 
@@ -100,8 +111,8 @@ class RatioQuantiles:
 
     def add(self, ratio: float) -> None:
         """Count one sample of actual / predicted (> 0)."""
-        index = round(math.log(max(ratio, 0.01)) / self.STEP) + 20
-        self._counts[min(max(index, 0), self.BINS - 1)] += 1.0
+        index = round(log(ratio if ratio > 0.01 else 0.01) / self.STEP) + 20
+        self._counts[0 if index < 0 else index if index < self.BINS else self.BINS - 1] += 1.0
         self._total += 1.0
         self._since += 1
         if self._since >= self.REFRESH:
@@ -117,7 +128,7 @@ class RatioQuantiles:
         wanted, seen = share * self._total, 0.0
         for index, count in enumerate(self._counts):
             if count and seen + count >= wanted:
-                return math.exp((index - 20.5 + (wanted - seen) / count) * self.STEP)
+                return exp((index - 20.5 + (wanted - seen) / count) * self.STEP)
             seen += count
         return 4.0
 
@@ -150,12 +161,17 @@ class Drift:
     def follow(self, ratio: float, most: float = 0.5, alertness: float = 0.3, noise: float = 0.05) -> None:
         """`ratio` = actual / (predicted x value). At most this share `most` (0..1) of a miss is believed at once; `alertness` (0..1) is how
         much a single sample says of the trend: more for one that averages many events. Trends below `noise` are none."""
-        miss = math.log(min(max(ratio, 0.1), 10.0))
-        self.trend += alertness * (miss - self.trend)
+        miss = log(0.1 if ratio < 0.1 else ratio if ratio < 10.0 else 10.0)
+        self.trend = trend = self.trend + alertness * (miss - self.trend)
         self.samples += 1
-        eagerness = 0.03 + min(most, max(abs(self.trend) - noise, 0.0) * 5.0 * alertness, abs(miss) * 2)
+        # No further than `most`, than the trend has left the noise, and than the miss itself is worth.
+        eagerness, certain = abs(miss) * 2, (abs(trend) - noise) * 5.0 * alertness
+        if certain < eagerness:
+            eagerness = certain if certain > 0.0 else 0.0
+        eagerness = 0.03 + (eagerness if eagerness < most else most)
         if self.samples < 8:
             eagerness = max(eagerness, 1.0 / (self.samples + 1))
-        self.value = min(max(self.value * math.exp(eagerness * miss), 0.02), 50.0)
+        value = self.value * exp(eagerness * miss)
+        self.value = value = 0.02 if value < 0.02 else value if value < 50.0 else 50.0
         self.trend *= 1.0 - eagerness
-        self.far = self.far + 1 if not (1 / self.FAR_RATIO < self.value < self.FAR_RATIO) else 0
+        self.far = self.far + 1 if not (1 / self.FAR_RATIO < value < self.FAR_RATIO) else 0

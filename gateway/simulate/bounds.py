@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.config.catalog import Catalog
-from gateway.core.flow import InstanceSpec, Outcome, Placement, Prediction, Ticket
+from gateway.core.flow import Considered, Outcome, Placement, Prediction, Ticket
 from gateway.core.instance import Instance
 from gateway.simulate.fleets import SimulatedFleet
 from gateway.simulate.machine import Machine, MachineFacts
@@ -29,14 +29,18 @@ class ExactPredictor:
         job: Job = ticket.handle.job
         return float(min(job.output_tokens, job.max_output_tokens or job.output_tokens))
 
-    def predict(self, ticket: Ticket, instance: Instance, now_s: float) -> Prediction:
-        """By the engine's own step times and what is really inside it."""
-        machine = self._machines[instance.spec.instance_id]
-        return _exact(machine.facts, machine, ticket, self._read_ratio(instance.spec.instance_id, now_s), now_s)
+    def consider(self, ticket: Ticket, instances: Sequence[Instance], now_s: float) -> list[Considered]:
+        """By the engines' own step times and what is really inside them."""
+        considered: list[Considered] = []
+        for instance in instances:
+            machine, read_ratio = self._machines[instance.spec.instance_id], self._read_ratio(instance.spec.instance_id, now_s)
+            prediction = _exact(machine.facts, machine, ticket, read_ratio, now_s)
+            considered.append((instance, prediction, instance.in_flight, instance.tightest_itl_s))
+        return considered
 
-    def predict_idle(self, ticket: Ticket, spec: InstanceSpec) -> Prediction:
+    def predict_idle(self, ticket: Ticket, instance: Instance) -> Prediction:
         """The same engine, empty."""
-        return _exact(self._machines[spec.instance_id].facts, None, ticket, 0.0, 0.0)
+        return _exact(self._machines[instance.spec.instance_id].facts, None, ticket, 0.0, 0.0)
 
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """Nothing to learn but how much of its time an engine spends on prompts."""

@@ -70,7 +70,7 @@ def test_what_was_learnt_survives_a_restart(bench: Made) -> None:
     for name, spec in made.specs.items():
         for tokens in (100, 4_000):
             ticket = ticket_of(tokens)
-            assert again.predict_idle(ticket, spec) == made.predictor.predict_idle(ticket, spec)
+            assert again.predict_idle(ticket, Instance(spec)) == made.predictor.predict_idle(ticket, made.instances[name])
             expected = made.predictor.expected_output_tokens(ticket)
             assert again.expected_output_tokens(ticket) == pytest.approx(expected, rel=0.05), name  # it is renewed every 16th answer
 
@@ -90,8 +90,8 @@ def test_a_prompt_that_begins_as_one_read_before_is_expected_sooner_there_and_on
     placement.first_token_at_s = 0.5
     predictor.first_token(placement, warm, 0.5)
     predictor.finished(placement, warm, Outcome(Result.COMPLETED, output_tokens=10), 1.0)
-    there, elsewhere = predictor.predict(ticket, warm, 2.0), predictor.predict(ticket, cold, 2.0)
-    other = predictor.predict(ticket_of(4_096, hashes=tuple(range(100, 116))), warm, 2.0)
+    there, elsewhere = (prediction for _, prediction, *_ in predictor.consider(ticket, (warm, cold), 2.0))
+    other = predictor.consider(ticket_of(4_096, hashes=tuple(range(100, 116))), (warm,), 2.0)[0][1]
     assert there.ttft_s < 0.6 * elsewhere.ttft_s
     assert other.ttft_s > 0.9 * elsewhere.ttft_s
 

@@ -127,9 +127,11 @@ def test_what_an_api_takes_is_learnt_without_a_batch_in_it() -> None:
     sent = jobs(Workload(mix=CHAT), CATALOG, 8.0, 60.0, seed=3)
     Simulation(made, sent, CATALOG, policy_named("best_value"), predictor, span_s=60.0).run()
     load = kept[0].latencies.loads["api/0"]
-    load.fresh(400.0)
-    assert load.itl_s(1, 0.5) == load.itl_s(200, 50.0) == pytest.approx(0.012, rel=0.05)
-    assert load.ttft_s(0.5, 400.0) == pytest.approx(0.132, rel=0.1)
+    load.advance(400.0)
+    load.refresh(400.0)
+    assert load.per_sequence_s == load.per_context_s == 0.0
+    assert load.gap_s == pytest.approx(0.012, rel=0.05)
+    assert load.base_s + 0.5 * load.per_new_s == pytest.approx(0.132, rel=0.1)
 
 
 def test_a_fleet_never_works_worse_for_being_larger() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.core.instance import Instance
 from gateway.predict.predictor import LearningPredictor
 from gateway.state.learnt_file import LearntFile
 from tests.conftest import Place, Process, chat, until
@@ -30,9 +31,9 @@ def test_what_is_saved_is_predicted_again(bench: Callable[..., Bench], tmp_path:
     assert asyncio.run(file_of(made.predictor, path).save())
     again = LearningPredictor({}, cautious=False)
     assert file_of(again, path).begin()
-    [spec, *_] = made.specs.values()
+    [known, *_] = made.instances.values()
     for tokens in (100, 4_000):
-        mine, theirs = again.predict_idle(ticket_of(tokens), spec), made.predictor.predict_idle(ticket_of(tokens), spec)
+        mine, theirs = again.predict_idle(ticket_of(tokens), Instance(known.spec)), made.predictor.predict_idle(ticket_of(tokens), known)
         assert (mine.ttft_s, mine.itl_s) == pytest.approx((theirs.ttft_s, theirs.itl_s), rel=0.01)
     assert [file.name for file in tmp_path.iterdir()] == ["learnt"]
     assert path.stat().st_mode & 0o077 == 0

@@ -11,6 +11,7 @@ from random import Random
 import msgspec
 import pytest
 
+from gateway.core.instance import Instance
 from gateway.predict.predictor import LearningPredictor
 from gateway.state.controller import ControllerLease
 from gateway.state.memory import MemoryStore
@@ -42,11 +43,11 @@ def test_a_new_worker_predicts_what_the_fleet_predicts(bench: Callable[..., Benc
         store = await told(made)
         new = LearningPredictor({}, cautious=False)
         assert await side(new, store, "new").begin()
-        for spec in made.specs.values():
+        for known in made.instances.values():
             for tokens in (100, 4_000):
                 ticket = ticket_of(tokens)
                 assert new.expected_output_tokens(ticket) == pytest.approx(made.predictor.expected_output_tokens(ticket), rel=0.1)
-                mine, theirs = new.predict_idle(ticket, spec), made.predictor.predict_idle(ticket, spec)
+                mine, theirs = new.predict_idle(ticket, Instance(known.spec)), made.predictor.predict_idle(ticket, known)
                 assert mine.ttft_s == pytest.approx(theirs.ttft_s, rel=0.01)
                 assert mine.itl_s == pytest.approx(theirs.itl_s, rel=0.01)
 
