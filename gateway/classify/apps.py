@@ -37,7 +37,7 @@ LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
 # What a log told of an application counts as this many looks at most.
 MOST_LOOKS_TOLD = 8
 _PRIOR = 1.0 / len(KINDS)
-_KINDS = range(len(KINDS))
+LEAST_EVIDENCE = log(LEAST_PROBABILITY / _PRIOR)
 
 
 class App:
@@ -68,7 +68,8 @@ class App:
         disagrees = looks > 0 and surest >= CLEAR and probabilities.index(surest) != before.index(max(before))
         self.agreed += (float(not disagrees) - self.agreed) / min(looks + TRUSTED_LOOKS, LONGEST_AGREEMENT)
         worth = WORTH if looks else 1.0
-        self.evidence = [KEPT * before[k] + worth * log(max(probabilities[k], LEAST_PROBABILITY) / _PRIOR) for k in _KINDS]
+        weighed = [log(p / _PRIOR) if p > LEAST_PROBABILITY else LEAST_EVIDENCE for p in probabilities]
+        self.evidence = [KEPT * old + worth * new for old, new in zip(before, weighed, strict=True)]
         self.looks = looks + 1
         mixed = self.agreed < (1.0 - MIXED_RATIO if named else LEAST_AGREEMENT_OF_NAMELESS)
         if disagrees or mixed:
@@ -80,7 +81,7 @@ class App:
             return probabilities
         # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
         most, bound = max(before), -min(looks * STRENGTH, MOST_STRENGTH)
-        believed = [probabilities[k] * exp(max(before[k] - most, bound)) for k in _KINDS]
+        believed = [p * exp(max(old - most, bound)) for p, old in zip(probabilities, before, strict=True)]
         total = sum(believed)
         return [one / total for one in believed]
 

@@ -67,7 +67,7 @@ class Learned:
             if counts is not None:
                 app.is_told([counts.get(kind, 0) for kind in KINDS])
         seen = features(body, self.model.words)
-        alone: list[float] = self.model.probabilities(seen).tolist()
+        alone = self.model.probabilities(seen)
         believed = app.look(alone, self._is_named(body))
         judge = self.judge
         judged = judge.judge(believed, prompt_tokens)
@@ -81,7 +81,7 @@ class Learned:
             app.above = verdict_of(judge.judge(believed, MAX_INT), why)
         self._count(judged, alone)
         if self.shadow is not None:
-            other = judge.judge(self.shadow.probabilities(features(body, self.shadow.words)).tolist(), prompt_tokens)
+            other = judge.judge(self.shadow.probabilities(features(body, self.shadow.words)), prompt_tokens)
             self.shadowed[judged.use_case, other.use_case] += 1
         return verdict
 
@@ -137,10 +137,7 @@ def learned_of(loaded: Loaded, before: Learned | None = None) -> Learned | None:
         learned = Learned(model, loaded.catalog, settings, shadow, before.apps)
     else:
         model = Model.load(paths[0]) if paths[0] else Model.load()
-        shadow = Model.load(paths[1], table=model.table) if paths[1] else None
-        for one in (model, shadow):
-            if one is not None:
-                one.lighten()
+        shadow = Model.load(paths[1], words=model.words) if paths[1] else None
         learned = Learned(model, loaded.catalog, settings, shadow)
     learned.paths = paths
     return learned

@@ -1,6 +1,6 @@
 """The classifier as it runs: one file of weights, numpy alone, some hundred microseconds a request.
 
-Every sentence that was looked at becomes a vector: the mean of its words' vectors (words.py), what its pairs of words add, and where it
+Every sentence that was looked at becomes a vector: the mean of its words' vectors (words.py), what its first two words add, and where it
 stands. Heads that were trained from different seeds each attend to the sentence that matters most; the best of all sentences, their mean
 and the request's structure decide with it. training/fit.py makes the weights; the heads' answers are averaged in one last matrix.
 """
@@ -8,15 +8,16 @@ and the request's structure decide with it. training/fit.py makes the weights; t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import exp
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.classify.features import BIGRAMS, Features, bigrams
-from gateway.classify.words import Table, Words
+from gateway.classify.features import MOST_WORDS, OPENINGS, Features
+from gateway.classify.words import Words
 
 Floats = NDArray[np.floating[Any]]
 
@@ -26,8 +27,9 @@ SMOOTHING = 0.3  # added to a sentence's weight, so that one rare word does not 
 
 SHIPPED_WORDS = Path(__file__).with_name("words.npz")
 SHIPPED_MODEL = Path(__file__).with_name("model.npz")
-FORMAT = 1
-SPARSE = ("pairs", "own")
+FORMAT = 2
+# More sentences than this and their words are added up one after the other: the matrix that does it at once would be nearly empty.
+MANY_SENTENCES = 48
 
 
 class ModelError(ValueError):
@@ -36,11 +38,10 @@ class ModelError(ValueError):
 
 @dataclass(slots=True)
 class Weights:
-    """What training/fit.py learns, `heads` of them side by side. Shapes: d is the width of a head, h that of its structure layer."""
+    """What training learns, `heads` of them side by side. Shapes: d is the width of a head, h that of its structure layer."""
 
-    projection: Floats  # (vector, heads * d)
-    pairs: Floats  # (BIGRAMS + 1, heads * d); the last row is nothing
-    own: Floats  # (words, heads * d): what each word adds to its projected vector
+    sums: NDArray[np.int8]  # (words + OPENINGS, heads * d + 1): what each adds to its sentence, and in the last column to its weight
+    steps: Floats  # (words + OPENINGS,): what one step of a row of `sums` is worth
     places: Floats  # (PLACES, heads * d)
     attention: Floats  # (heads * d,)
     attention_places: Floats  # (PLACES, heads)
@@ -48,39 +49,35 @@ class Weights:
     spread: Floats
     structure: Floats  # (structure, heads * h)
     structure_bias: Floats
-    out: Floats  # (heads * (3 d + h), kinds), the average of the heads' answers
+    out: Floats  # (heads * (3 d + h), kinds): of what was attended to, the best, the mean, the structure; the heads' answers averaged
     direct: Floats  # (structure, kinds)
     bias: Floats  # (kinds,)
     heads: int = 1
 
 
+def in_steps(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Rows in a byte a figure, and what one step of each row is worth: a quarter of the memory, and quicker to read."""
+    steps = (np.abs(rows).max(1) / 127.0 + 1e-8).astype(np.float32)
+    return np.round(rows / steps[:, None]).astype(np.int8), steps
+
+
 @dataclass(slots=True)
 class Model:
-    """`temperature` makes its probabilities honest (training/calibrate.py); `notes` are what training says of it: mix of kinds, figures."""
+    """`temperature` makes its probabilities honest (training/judge.py); `notes` are what training says of it: mix of kinds, figures."""
 
     weights: Weights
-    table: Table
+    words: Words
     temperature: float = 1.0
     notes: dict[str, Any] = field(default_factory=dict)
-    words: Words = field(init=False)
-    _words: Floats = field(init=False)
-    _pairs: Floats = field(init=False)
     _places: Floats = field(init=False)
     _attention: Floats = field(init=False)
     _structure: Floats = field(init=False)
     _structure_bias: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        w, table = self.weights, self.table
-        self.words = table.words
-        # What is linear is done once here instead of for each request: projecting the words, scaling the structure.
-        size, width = len(w.attention), len(w.attention) // w.heads
-        counts = table.weights.astype(np.float32)
-        # One look-up brings all of a word, or of a place: its weight stands in the last column, a place's attention in the last ones.
-        self._words = np.empty((len(counts), size + 1), np.float32)
-        np.multiply(table.dense() @ w.projection + w.own, counts[:, None], out=self._words[:, :size])
-        self._words[:, size] = counts
-        self._pairs = np.concatenate((w.pairs, np.zeros((len(w.pairs), 1), np.float32)), axis=1)
+        w = self.weights
+        # What is linear is done once here instead of for each request. A place's attention stands in its last columns.
+        width = len(w.attention) // w.heads
         self._places = np.concatenate((w.places, w.attention_places), axis=1)
         self._attention = np.zeros((len(w.attention), w.heads), np.float32)
         for head in range(w.heads):
@@ -94,83 +91,90 @@ class Model:
     def scores(self, seen: Features) -> Floats:
         """Unnormalised log probabilities of KINDS."""
         w = self.weights
-        ids, starts, places = seen.ids, seen.starts, seen.places
-        heads, kinds = w.heads, len(KINDS)
-        size = len(w.attention)
-        words = self._words.take(ids, axis=0).astype(np.float32, copy=False)
-        words += self._pairs.take(bigrams(ids, starts), axis=0)
-        summed = np.add.reduceat(words, starts, axis=0)
-        stands = self._places.take(places, axis=0)
-        hidden = summed[:, :size] / (summed[:, size:] + SMOOTHING)
+        heads, kinds, size = w.heads, len(KINDS), len(w.attention)
+        added = self._sums(seen.rows, seen.starts)
+        stands = self._places.take(seen.places, axis=0)
+        hidden = added[:, :size] / (added[:, size:] + SMOOTHING)
         hidden += stands[:, :size]
-        np.maximum(hidden, 0.0, out=hidden)
-        attention = hidden @ self._attention
+        np.maximum(hidden, _NOTHING, out=hidden)
+        attention = hidden.dot(self._attention)
         attention += stands[:, size:]
-        attention -= attention.max(0)
+        attention -= np.maximum.reduce(attention)
         np.exp(attention, out=attention)
-        attention /= attention.sum(0)
-        attended = (attention.T @ hidden).reshape(heads, heads, -1)
-        best, mean = hidden.max(0).reshape(heads, -1), (hidden.sum(0) / len(starts)).reshape(heads, -1)
-        structure = seen.structure @ self._structure + self._structure_bias
-        layer = np.maximum(structure[:-kinds], 0.0).reshape(heads, -1)
-        parts = [part for head in range(heads) for part in (attended[head, head], best[head], mean[head], layer[head])]
-        scores: Floats = np.concatenate(parts) @ w.out + structure[-kinds:]
+        attention /= np.add.reduce(attention)
+        attended = attention.T.dot(hidden)
+        if heads > 1:  # each head's own part of what it attends to
+            attended = attended.reshape(heads, heads, -1)[range(heads), range(heads)]
+        structure = seen.structure.dot(self._structure)
+        structure += self._structure_bias
+        layer = np.maximum(structure[:-kinds], _NOTHING)
+        mean = np.add.reduce(hidden)
+        mean /= len(seen.starts)
+        scores: Floats = np.concatenate((attended.ravel(), np.maximum.reduce(hidden), mean, layer)).dot(w.out)
+        scores += structure[-kinds:]
         return scores
 
-    def probabilities(self, seen: Features) -> Floats:
-        """Of KINDS, adding up to 1."""
-        scores = self.scores(seen) / self.temperature
-        scores -= scores.max()
-        np.exp(scores, out=scores)
-        scores /= scores.sum()
-        return scores
+    def _sums(self, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> Floats:
+        """What the words of each sentence add up to, with its opening (sentences x columns of `sums`)."""
+        w = self.weights
+        count, sentences = len(rows), len(starts)
+        words = count - sentences
+        figures = w.sums.take(rows, axis=0).astype(np.float32)
+        steps = w.steps.take(rows)
+        if sentences > MANY_SENTENCES:
+            figures *= steps[:, None]
+            added: Floats = np.add.reduceat(figures[:words], starts, axis=0)
+            added += figures[words:]
+            return added
+        # One product adds up all sentences: in a sentence's row stand the steps of its words and of its opening, elsewhere nothing.
+        at = np.zeros(words, np.int64)
+        at[starts[1:]] = count
+        at = at.cumsum()
+        at += _COUNTED[:words]
+        which = np.zeros(count * sentences, np.float32)
+        which[at] = steps[:words]
+        which[words :: count + 1] = steps[words:]
+        added = which.reshape(sentences, count).dot(figures)
+        return added
 
-    def lighten(self) -> None:
-        """Keep only what answers are made of, in half the memory: it can no longer be saved or trained."""
-        nothing = np.empty((0, 0), np.float32)
-        self.weights = replace(self.weights, projection=nothing, pairs=nothing, own=nothing, places=nothing, structure=nothing)
-        self.table.forget()
-        self._words, self._pairs = self._words.astype(np.float16), self._pairs.astype(np.float16)
+    def probabilities(self, seen: Features) -> list[float]:
+        """Of KINDS, adding up to 1. (Plain floats: seven figures are too few for numpy.)"""
+        scores = self.scores(seen).tolist()
+        most, temperature = max(scores), self.temperature
+        odds = [exp((score - most) / temperature) for score in scores]
+        total = sum(odds)
+        return [odd / total for odd in odds]
 
     def save(self, path: Path) -> None:
-        """One file; what words and pairs add is kept in int8, and only where it is anything. The words are kept in their own file."""
+        """One file. The words are kept in their own."""
         w = self.weights
         note = {"format": FORMAT, "heads": w.heads, "temperature": self.temperature, "kinds": KINDS, **self.notes}
         arrays: dict[str, Any] = {"note": np.frombuffer(json.dumps(note).encode(), np.uint8)}
-        for name in Weights.__dataclass_fields__:
+        for name in ARRAYS:
             value = getattr(w, name)
-            if name in SPARSE:
-                rows = np.flatnonzero(np.abs(value).max(1) > 0)
-                scale = np.maximum(np.abs(value[rows]).max(1), 1e-8) / 127.0
-                arrays[f"{name}_rows"], arrays[f"{name}_scale"] = rows.astype(np.uint32), scale.astype(np.float16)
-                arrays[name] = np.round(value[rows] / scale[:, None]).astype(np.int8)
-                arrays[f"{name}_count"] = np.array(len(value))
-            elif name != "heads":
-                arrays[name] = value.astype(np.float16)
+            arrays[name] = value if value.dtype == np.int8 else value.astype(np.float32 if name == "steps" else np.float16)
         np.savez_compressed(path, **arrays)
 
     @classmethod
-    def load(cls, path: Path = SHIPPED_MODEL, words: Path = SHIPPED_WORDS, table: Table | None = None) -> Model:
-        """As `save` wrote it. ModelError says what is wrong with a file."""
+    def load(cls, path: Path = SHIPPED_MODEL, words: Words | None = None) -> Model:
+        """As `save` wrote it, with the shipped words when none are given. ModelError says what is wrong with a file."""
         try:
             with np.load(path) as file:
                 note = json.loads(file["note"].tobytes())
                 if note.pop("format") != FORMAT or tuple(note.pop("kinds")) != KINDS:
                     raise ModelError(f"{path} is a model of another version")
-                arrays = {}
-                for name in Weights.__dataclass_fields__:
-                    if name in SPARSE:
-                        value = np.zeros((int(file[f"{name}_count"]), file[name].shape[1]), np.float32)
-                        value[file[f"{name}_rows"]] = file[name] * file[f"{name}_scale"].astype(np.float32)[:, None]
-                        arrays[name] = value
-                    elif name != "heads":
-                        arrays[name] = file[name].astype(np.float32)
+                arrays = {name: file[name] if name == "sums" else file[name].astype(np.float32) for name in ARRAYS}
         except ModelError:
             raise
         except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{path} is not a model: {error}") from None
-        table = table or Table.load(words)
+        words = words or Words.load(SHIPPED_WORDS)
         weights = Weights(heads=int(note.pop("heads")), **arrays)
-        if len(weights.pairs) != BIGRAMS + 1 or len(weights.own) != len(table.list):
+        if len(weights.sums) != words.rows + OPENINGS:
             raise ModelError(f"{path} is a model of another version")
-        return cls(weights, table, float(note.pop("temperature")), note)
+        return cls(weights, words, float(note.pop("temperature")), note)
+
+
+ARRAYS = tuple(name for name in Weights.__dataclass_fields__ if name != "heads")
+_NOTHING = np.float32(0.0)
+_COUNTED = np.arange(MOST_WORDS)

@@ -46,6 +46,8 @@ class Judge:
                 boundaries.append(sqrt(lengths[0] * lengths[1]))
         self.boundary_tokens = min(boundaries, default=float("inf"))
         self._use_cases = (tuple(short), tuple(long))
+        # For each kind those that are the same use case: more than itself where the catalogue lacks one.
+        self._alike = tuple([[kind for kind, other in enumerate(names) if other == name] for name in names] for names in self._use_cases)
         self._costs = tuple(cost_matrix(names, catalog, costs) for names in self._use_cases)
         self._decided = tuple(_decided(matrix) for matrix in self._costs)
 
@@ -60,8 +62,9 @@ class Judge:
         best = probabilities.index(most) if most >= self._decided[long] else int((np.array(probabilities) @ self._costs[long]).argmin())
         use_cases = self._use_cases[long]
         chosen = use_cases[best]
-        probability = sum([p for p, name in zip(probabilities, use_cases, strict=True) if name == chosen])
-        return Judged(chosen, min(probability, 1.0))
+        alike = self._alike[long][best]
+        probability = probabilities[best] if len(alike) == 1 else sum([probabilities[kind] for kind in alike])
+        return Judged(chosen, probability if probability < 1.0 else 1.0)
 
 
 def cost(true: str, taken: str, catalog: Catalog, costs: Costs) -> float:

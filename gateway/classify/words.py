@@ -19,12 +19,12 @@ _ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 _ASCII_WORDS = re.compile(r" ?([a-z]+|[0-9]+|\n+|[.?!:;] |[^\w\s]|_)").findall
 _WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
 
-# What a word is: columns of Words.marks.
-CODE, NEWLINE, DIGIT, FOREIGN, FENCE, QUOTE, QUESTION, COLON = range(8)
-MARKS = 8
+# What a word is. From BREAK on it closes a sentence.
+PLAIN, CODE, FENCE, DIGIT, FOREIGN, QUOTE, COLON, BREAK = range(8)
+STOP, NEWLINE, QUESTION, COLON_STOP = range(BREAK, BREAK + 4)
 
 BREAKS = frozenset((". ", "? ", "! ", ": ", "; ", "\n", "\n\n", "。", "？", "！", "；", "：", "؟", "।", "?", "!"))
-_CODE = frozenset("{}()[]=<>/\\_;*&|#'`+")
+_CODE = frozenset("{}()[]=<>/\\_;*&|#'+")
 _QUESTIONS = frozenset(("?", "? ", "？", "؟"))
 _QUOTES = frozenset('"“”«»「」')
 
@@ -78,18 +78,21 @@ def stand_in(word: str) -> str:
     return STAND_INS[8]
 
 
-def marks_of(word: str) -> list[bool]:
-    """What a word of the vocabulary is, in the order of the columns."""
-    return [
-        word in _CODE,
-        word[0] == "\n",
-        word[0].isdigit(),
-        not word.isascii() or word in STAND_INS[3:],
-        word == "`",
-        word in _QUOTES,
-        word in _QUESTIONS,
-        word in (":", ": ", "："),
-    ]
+def mark_of(word: str) -> int:
+    """What a word of the vocabulary is."""
+    if word in BREAKS:
+        return NEWLINE if word[0] == "\n" else QUESTION if word in _QUESTIONS else COLON_STOP if word[0] in ":：" else STOP
+    if word == ":":
+        return COLON
+    if word == "`":
+        return FENCE
+    if word in _CODE:
+        return CODE
+    if word in _QUOTES:
+        return QUOTE
+    if word[0].isdigit():
+        return DIGIT
+    return FOREIGN if not word.isascii() or word in STAND_INS[3:] else PLAIN
 
 
 class Words(dict[str, int]):
@@ -98,11 +101,14 @@ class Words(dict[str, int]):
     def __init__(self, words: list[str]) -> None:
         super().__init__((word, row) for row, word in enumerate(words))
         self.rows = len(words)
-        self.marks = np.zeros((len(words), MARKS), np.float32)
-        for row, word in enumerate(words):
-            if not (word.isascii() and word.isalpha()):  # most words have none
-                self.marks[row] = marks_of(word)
-        self.breaks = np.array([word in BREAKS for word in words])
+        # Most words have no mark: those that are of letters of ours alone.
+        self.marks = np.array([PLAIN if word.isascii() and word.isalpha() else mark_of(word) for word in words], np.uint8)
+
+    @classmethod
+    def load(cls, path: Path) -> Words:
+        """Of a table that was saved."""
+        with np.load(path) as file:
+            return cls(file["words"].tobytes().decode("utf8").split("\0"))
 
     def __missing__(self, word: str) -> int:
         row = self.get(plain(word))
@@ -120,7 +126,7 @@ class Words(dict[str, int]):
 
 
 class Table:
-    """The vocabulary with its vectors."""
+    """The vocabulary with its vectors: what is trained with."""
 
     def __init__(self, words: list[str], vectors: NDArray[np.int8], scales: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
         self.list = words
@@ -132,7 +138,7 @@ class Table:
         """As `save` wrote it."""
         with np.load(path) as file:
             words = file["words"].tobytes().decode("utf8").split("\0")
-            return cls(words, file["vectors"], file["scales"], file["weights"])
+            return cls(words, file["vectors"], file["scales"], file["weights"].astype(np.float32))
 
     def save(self, path: Path) -> None:
         """One file: words, int8 vectors with a scale each, and how much each word counts in a mean."""
@@ -143,10 +149,6 @@ class Table:
             scales=self.scales.astype(np.float16),
             weights=self.weights.astype(np.float16),
         )
-
-    def forget(self) -> None:
-        """Keep the words; what their vectors were is in a model by now."""
-        self.list, self.vectors, self.scales, self.weights = [], self.vectors[:0].copy(), self.scales[:0], self.weights[:0]
 
     def dense(self) -> NDArray[np.float32]:
         """The vectors as they are computed with."""

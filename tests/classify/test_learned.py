@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.classify import apps
+from gateway.classify import apps, model
 from gateway.classify.explicit import ANYBODY, Classifier, Tenant
 from gateway.classify.features import features
 from gateway.classify.learned import Learned, divergence
@@ -146,7 +146,7 @@ def test_an_application_that_tagged_itself_in_the_log_is_known_by_its_first_unta
         Endpoint.CHAT,
         Limits(),
     )
-    told = Model.load(table=MODEL.table)
+    told = Model.load(words=MODEL.words)
     told.notes["applications"] = [["anonymous", body.app, {"translation": 40}]]
     assert Site(told).ask("Record 17: lamps, two, blue.", system).use_case == "translation"
 
@@ -155,7 +155,7 @@ def test_a_sites_mix_moves_what_is_unclear() -> None:
     text = "lamps and boats"
     before = MODEL.probabilities(features(bodies.read(chat(text), Endpoint.CHAT, Limits()), MODEL.words))
     notes = MODEL.notes | {"prior": {"summary": 3.0}}
-    moved = Model(MODEL.weights, MODEL.table, MODEL.temperature, notes)
+    moved = Model(MODEL.weights, MODEL.words, MODEL.temperature, notes)
     after = moved.probabilities(features(bodies.read(chat(text), Endpoint.CHAT, Limits()), MODEL.words))
     summary = KINDS.index("summary")
     odds = float(after[summary] / (1 - after[summary])) / float(before[summary] / (1 - before[summary]))
@@ -191,6 +191,13 @@ def test_a_long_request_of_a_known_application_is_the_long_use_case() -> None:
         Limits(),
     )
     assert site.classifier.tag(body, {}, ANYBODY, 20_000).use_case == "summarization_long"
+
+
+def test_many_sentences_add_up_as_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = features(bodies.read(chat(f"Translate the following article.\n\n{ARTICLE}"), Endpoint.CHAT, Limits()), MODEL.words)
+    at_once = MODEL.scores(seen)
+    monkeypatch.setattr(model, "MANY_SENTENCES", 0)
+    assert MODEL.scores(seen) == pytest.approx(at_once, abs=1e-4)
 
 
 CLAIMS = (
@@ -234,9 +241,9 @@ def test_below_the_floor_the_fallback_stands_and_says_so() -> None:
 
 
 def test_a_shadow_model_is_asked_and_not_obeyed() -> None:
-    contrary = Model.load(table=MODEL.table)
+    contrary = Model.load(words=MODEL.words)
     contrary.weights.out[:] = 0.0
-    site = Site(shadow=Model(contrary.weights, MODEL.table))
+    site = Site(shadow=Model(contrary.weights, MODEL.words))
     assert site.ask("Write a short story about a lighthouse keeper who collects clocks.").use_case == "content_generation"
     [(pair, count)] = site.learned.shadowed.items()
     assert (pair[0], count) == ("content_generation", 1)
@@ -257,7 +264,7 @@ def test_drift_is_far_from_nothing_when_all_traffic_is_of_one_kind() -> None:
 
 def test_a_model_is_the_same_after_it_was_written_and_read(tmp_path: Any) -> None:
     MODEL.save(tmp_path / "again.npz")
-    again = Model.load(tmp_path / "again.npz", table=MODEL.table)
+    again = Model.load(tmp_path / "again.npz", words=MODEL.words)
     text = "Translate into Spanish: The train leaves at nine."
     assert Site(again).ask(text).confidence == pytest.approx(Site().ask(text).confidence, abs=0.01)
 

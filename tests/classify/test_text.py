@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.classify import text as reading
-from gateway.classify.features import BIGRAMS, PLACES, STRUCTURE, bigrams, features
+from gateway.classify.features import OPENINGS, PLACES, STRUCTURE, features
 from gateway.classify.text import BEFORE, FIRST, LAST, SYSTEM, TOOLS, Glance, glance
 from gateway.classify.words import Words
 from gateway.config.settings import Limits
@@ -72,7 +72,7 @@ def test_a_long_text_followed_by_a_question_is_not_taken_for_one_message() -> No
 
 def test_a_request_of_a_megabyte_is_as_much_work_as_one_of_forty_kilobytes() -> None:
     small, large = (chat(("user", "word " * count)) for count in (8_000, 200_000))
-    assert abs(len(features(large, WORDS).ids) - len(features(small, WORDS).ids)) < 20
+    assert abs(len(features(large, WORDS).rows) - len(features(small, WORDS).rows)) < 20
 
 
 def test_the_other_endpoints_say_the_same() -> None:
@@ -123,9 +123,11 @@ def look(raw: bytes, endpoint: Endpoint) -> None:
     assert len(seen.structure) == len(STRUCTURE)
     assert len(seen.starts) == len(seen.places) >= 1
     assert seen.starts[0] == 0
-    assert (seen.starts < len(seen.ids)).all()
+    words, opened = seen.rows[: -len(seen.starts)], seen.rows[-len(seen.starts) :]
+    assert (seen.starts < len(words)).all()
+    assert (words < WORDS.rows).all()
     assert ((seen.places >= 0) & (seen.places < PLACES)).all()
-    assert (bigrams(seen.ids, seen.starts) <= BIGRAMS).all()
+    assert ((opened >= WORDS.rows) & (opened < WORDS.rows + OPENINGS)).all()
 
 
 @given(st.lists(MESSAGE, max_size=5), st.sampled_from([Endpoint.CHAT, Endpoint.MESSAGES]), st.sampled_from([0, 64 * 1024]))

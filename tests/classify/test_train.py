@@ -86,7 +86,7 @@ def test_a_model_is_trained_judged_and_drawn_and_the_same_again(tmp_path: Path) 
     run(*options, "--folds", "0", "--out", str(tmp_path / "two.npz"))
     one, two = Model.load(tmp_path / "one.npz"), Model.load(tmp_path / "two.npz")
     assert np.array_equal(one.weights.out, two.weights.out)
-    assert np.array_equal(one.weights.own, two.weights.own)
+    assert np.array_equal(one.weights.sums, two.weights.sums)
 
     body = tmp_path / "body.json"
     body.write_text(json.dumps({"model": "m", "messages": [{"role": "user", "content": "translate the lamps into French"}]}))
@@ -103,12 +103,12 @@ def test_gradients_are_those_of_the_loss() -> None:
     words = Words(["\n", "a", "b", ". ", "<short>", "<word>", "<long>"])
     texts = ["a b. b\na", "b b b. a", "a\nb. a b a"]
     looked = [features(labelled("x", 0, row("chatbot", text, ""), {}).body, words) for text in texts]
-    quiet = Recipe(lost_words=0, lost_sentences=0, lost_system=0, lost_pairs=0, lost_structure=0, lost_hidden=0, decay=0, width=6)
+    quiet = Recipe(lost_words=0, lost_sentences=0, lost_system=0, lost_openings=0, lost_structure=0, lost_hidden=0, decay=0, width=6)
     chance = np.random.default_rng(1)
     counts = np.linspace(0.3, 1.0, len(words), dtype=np.float32)
     vectors = chance.standard_normal((len(words), 5)).astype(np.float32)
     net = Net(counts, 5, np.stack([f.structure for f in looked]), quiet, chance)
-    batch = batch_of([Seen.of(f, vectors, counts) for f in looked], chance, quiet)
+    batch = batch_of([Seen.of(f, vectors, counts) for f in looked], words.rows, chance, quiet)
     wanted = np.full((3, len(KINDS)), 0.1, np.float32)
     wanted[:, 2] = 0.4
     caught: dict[str, Any] = {}

@@ -21,11 +21,13 @@ from gateway.predict.prompts import TOKENS_PER_BYTE
 
 Request = dict[str, Any]
 BOUNDARY_TOKENS = (5_900, 6_476, 7_400)  # rows between the first and the last would say nothing clear
+BARE_RATIO = 0.07  # of requests that are no code go to the completions endpoint, as one text
 GIVEN = ("translation", "summary", "document")
 CODE_KINDS = ("code_completion", "code_generation")
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"\b[A-Z][a-z]{3,}(?: [A-Z][a-z]+)?\b")
+_SENTENCE = re.compile(r"[^.\n]{25,160}\.")
 _FENCED = re.compile(r"```\w*\n(.{80,}?)```", re.DOTALL)
 _POLITE = (
     *(["{}"] * 10), "Please {}", "Could you {}", "can you {}", "I want you to {}", "Hi! {}", "{} Thanks!", "{} thx", "Task: {}",
@@ -46,6 +48,14 @@ _QUESTION_AROUND = (
     "[1] {t}\n\n[2] {u}\n\nQuery: {i}", "Passage: {t}\nQuestion: {i}\nAnswer:", "Q: {i}\n\nSources:\n{t}\n\n{u}",
     "Document 1:\n{t}\n\nDocument 2:\n{u}\n\n{i}", "<context>{t}</context>\n<question>{i}</question>",
     "Search results:\n1. {t}\n2. {u}\n\nUser question: {i}",
+)  # fmt: skip
+_NOTES_AROUND = (
+    "{t}\n\n{i}", "{i}\n\n{t}", "{i}\n{t}", "Facts:\n{t}\n{i}", "{i}\n\nNotes:\n{t}", "Details:\n{t}\n\n{i}", "{i} {t}", "{t} {i}",
+    "Title: {t}\n{i}", "Outline:\n{t}\n\n{i}", "{i}\n\nInput:\n{t}\n\nOutput:", "### Instruction:\n{i}\n\n### Input:\n{t}",
+)  # fmt: skip
+_BARE = (
+    "{}", "{}", "{}\n", "{}\n\nAnswer:", "### Instruction:\n{}\n\n### Response:\n", "User: {}\nAssistant:", "[INST] {} [/INST]",
+    "Human: {}\n\nAI:", "<|user|>\n{}\n<|assistant|>\n", "{}\n\nOutput:", "Q: {}\nA:", "Instruction: {}\nOutput:",
 )  # fmt: skip
 _CODE_AROUND = ("{i}\n\n```\n{t}\n```", "{i}\n\n{t}", "```\n{t}\n```\n\n{i}", "{t}\n\n{i}", "File: src/main\n```\n{t}\n```\n{i}")
 _SAID = (
@@ -75,6 +85,7 @@ class Bank:
             self.instructions: dict[str, dict[str, list[str]]] = said["instructions"]
             self.system: dict[str, list[str]] = said["system"]
             self.fill: dict[str, list[str]] = said["fill"]
+            self.notes: list[str] = said["notes"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path} is not a bank of instructions: {error!r}") from None
         self.documents = [text for text in documents if len(text) > 300]
@@ -137,6 +148,9 @@ class Composer:
             if system:
                 messages = [{"role": chance.choice(["system"] * 8 + ["developer"]), "content": system}, *messages]
         request: Request = {"messages": messages}
+        if kind != "code_completion" and self.chance.random() < BARE_RATIO:
+            said = "\n\n".join(message["content"] for message in messages)
+            request = {"prompt": self.chance.choice(_BARE).replace("{}", said)}
         if chance.random() < 0.35:
             request["max_tokens"] = chance.choice([16, 64, 128, 256, 400, 512, 800, 1024, 1500, 2048, 4096])
         return request
@@ -211,6 +225,26 @@ class Composer:
             text += "\n\n" + self.chance.choice(self.bank.documents)
         return self._clip(text, chars)
 
+    def _notes(self) -> str:
+        """What somebody has to write a text from: facts, points, or a sentence."""
+        chance = self.chance
+        text = self._clip(chance.choice(self.bank.documents), 1500)
+        sentences = [one.strip() for one in _SENTENCE.findall(text)] or [text[:120]]
+        luck = chance.random()
+        if luck < 0.2:
+            return str(chance.choice(sentences))
+        if luck < 0.35:
+            return self._fill(chance.choice(self.bank.instructions["document"]["en"]), text)
+        start = chance.choice(("- ", "* ", "", "\u2022 "))
+        if luck < 0.55:
+            return "\n".join(start + one[: chance.randrange(20, 90)] for one in chance.sample(sentences, min(len(sentences), 5)))
+        words = text.split()
+        facts = []
+        for fact in chance.sample(self.bank.fill["fact"], chance.randrange(3, 9)):
+            at = chance.randrange(max(len(words) - 4, 1))
+            facts.append(start + fact + chance.choice((": ", ": ", " = ", " - ")) + " ".join(words[at : at + chance.randrange(1, 5)]))
+        return "\n".join(facts)
+
     def _code(self, chars: int) -> str:
         text = self.chance.choice(self.bank.code)
         return text[:chars]
@@ -226,6 +260,9 @@ class Composer:
                 code = self._code(int(2 ** self.chance.uniform(7, 13)))
                 line = self.chance.choice(_CODE_AROUND).format(i=line, t=code)
             messages = [_user(line)]
+        elif kind == "content_generation" and self.chance.random() < 0.3:
+            line = self._dressed(self._fill(self.chance.choice(self.bank.notes)))
+            messages = [_user(self.chance.choice(_NOTES_AROUND).format(i=line, t=self._notes()))]
         else:
             line = self._instruction(kind)
             if kind == "content_generation" and self.chance.random() < 0.2:

@@ -48,11 +48,11 @@ def fit(
             for begin in range(0, len(rows), batch):
                 chosen = drawn[begin : begin + batch]
                 rate = recipe.rate * 0.5 * (1 + cos(pi * step / steps))
-                net.learn(batch_of([seen[i] for i in chosen], chance, recipe), wanted[chosen], rate)
+                net.learn(batch_of([seen[i] for i in chosen], len(counts), chance, recipe), wanted[chosen], rate)
                 step += 1
             progress()
         nets.append(net)
-    return together(nets)
+    return together(nets, vectors)
 
 
 def answers(model: Model, rows: Sequence[Features]) -> Floats:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from gateway.classify.features import BIGRAMS, PLACES, Features, bigrams
-from gateway.classify.model import KINDS, SMOOTHING, Floats, Weights
+from gateway.classify.features import OPENINGS, PLACES, Features
+from gateway.classify.model import KINDS, SMOOTHING, Floats, Weights, in_steps
 
 Ints = NDArray[np.int64]
 
@@ -29,13 +29,13 @@ class Recipe:
     batch: int = 128
     rate: float = 3e-3
     decay: float = 1e-2
-    pair_decay: float = 0.1
+    opening_decay: float = 0.1
     own_decay: float = 0.01
     own_pace: float = 3.0  # of the words' own part, against the rest
     lost_words: float = 0.15  # words left out of a request, each time it is seen
     lost_sentences: float = 0.15
     lost_system: float = 0.25  # requests whose system text is left out
-    lost_pairs: float = 0.3
+    lost_openings: float = 0.3
     lost_structure: float = 0.15
     lost_hidden: float = 0.3
     doubt: float = 0.02  # of the label
@@ -46,7 +46,7 @@ class Batch:
     """Requests laid end to end. `sentence` of each word, `request` of each sentence."""
 
     ids: Ints
-    pairs: Ints
+    openings: Ints  # of each sentence
     starts: Ints
     sentence: Ints
     means: Floats  # of the words' vectors, for each sentence
@@ -68,21 +68,27 @@ class Seen:
     @classmethod
     def of(cls, row: Features, vectors: Floats, counts: Floats) -> Seen:
         """`vectors` have their weights, `counts`, multiplied in."""
-        weight = np.add.reduceat(counts[row.ids], row.starts) + np.float32(SMOOTHING)
-        return cls(row, np.add.reduceat(vectors[row.ids], row.starts, axis=0) / weight[:, None], weight)
+        words = words_of(row)
+        weight = np.add.reduceat(counts[words], row.starts) + np.float32(SMOOTHING)
+        return cls(row, np.add.reduceat(vectors[words], row.starts, axis=0) / weight[:, None], weight)
 
 
-def batch_of(rows: Sequence[Seen], chance: Generator, recipe: Recipe) -> Batch:
-    """Lay requests end to end; some of their sentences are lost."""
+def words_of(row: Features) -> Ints:
+    """The rows of its words; behind them stand those of its openings."""
+    return row.rows[: -len(row.starts)]
+
+
+def batch_of(rows: Sequence[Seen], words: int, chance: Generator, recipe: Recipe) -> Batch:
+    """Lay requests end to end; some of their sentences are lost. `words` is how many rows of the table are words."""
     picked = [_with_losses(seen, chance, recipe) for seen in rows]
     counts = [len(seen.row.starts) for seen in picked]
-    lengths = np.array([len(seen.row.ids) for seen in picked])
+    lengths = np.array([len(words_of(seen.row)) for seen in picked])
     ends = np.cumsum(lengths)
     starts = np.concatenate([seen.row.starts + at for seen, at in zip(picked, ends - lengths, strict=True)])
-    ids = np.concatenate([seen.row.ids for seen in picked])
+    ids = np.concatenate([words_of(seen.row) for seen in picked])
     return Batch(
         ids=ids,
-        pairs=bigrams(ids, starts),
+        openings=np.concatenate([seen.row.rows[-len(seen.row.starts) :] for seen in picked]) - words,
         starts=starts,
         sentence=np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(ids)))),
         means=np.concatenate([seen.means for seen in picked]),
@@ -104,10 +110,11 @@ def _with_losses(seen: Seen, chance: Generator, recipe: Recipe) -> Seen:
         kept &= chance.random(count) >= recipe.lost_sentences
     if kept.all() or not kept.any():
         return seen
-    lengths = np.diff(np.append(row.starts, len(row.ids)))
-    ids = row.ids[np.repeat(kept, lengths)]
+    words, opened = words_of(row), row.rows[-count:]
+    lengths = np.diff(np.append(row.starts, len(words)))
+    rows = np.concatenate((words[np.repeat(kept, lengths)], opened[kept]))
     starts = np.concatenate(([0], np.cumsum(lengths[kept])[:-1]))
-    return Seen(Features(ids, starts, row.places[kept], row.structure), seen.means[kept], seen.weight[kept])
+    return Seen(Features(rows, starts, row.places[kept], row.structure), seen.means[kept], seen.weight[kept])
 
 
 def place_parts(places: Ints) -> tuple[Ints, Ints, Ints, Ints]:
@@ -164,7 +171,7 @@ class Net:
             "direct": np.zeros((s, kinds), np.float32),
             "bias": np.zeros(kinds, np.float32),
         }
-        self.pairs = Rows(BIGRAMS, d)
+        self.openings = Rows(OPENINGS, d)
         self.own = Rows(len(counts), d)
         self._m = {name: np.zeros_like(value) for name, value in self.p.items()}
         self._v = {name: np.zeros_like(value) for name, value in self.p.items()}
@@ -174,14 +181,14 @@ class Net:
         """One step towards `wanted` (requests x kinds, each adding up to 1). The loss before it."""
         p, r, chance = self.p, self.recipe, self.chance
         counts = self.counts[batch.ids] * (chance.random(len(batch.ids), np.float32) >= r.lost_words)
-        lost_pairs = np.where(chance.random(len(batch.ids), np.float32) < r.lost_pairs, BIGRAMS, batch.pairs)
+        opened = np.where(chance.random(len(batch.openings), np.float32) < r.lost_openings, OPENINGS, batch.openings)
         x = (batch.structure - self.mean) / self.spread
         x = x * (chance.random(x.shape) >= r.lost_structure)
         x = x.astype(np.float32)
         means, weight = batch.means, batch.weight
         parts = place_parts(batch.places)
-        words = self.pairs.value[lost_pairs] + self.own.value[batch.ids] * counts[:, None]
-        pre = means @ p["projection"] + np.add.reduceat(words, batch.starts, axis=0) / weight[:, None]
+        added = np.add.reduceat(self.own.value[batch.ids] * counts[:, None], batch.starts, axis=0) + self.openings.value[opened]
+        pre = means @ p["projection"] + added / weight[:, None]
         scores = np.zeros((len(pre), 1), np.float32)
         for part, offset in zip(parts, PART_OFFSETS, strict=True):
             pre += p["place"][offset + part]
@@ -230,11 +237,11 @@ class Net:
             "direct": x.T @ g_answer,
             "bias": g_answer.sum(0),
         }
-        g_words = (g_pre / weight[:, None])[batch.sentence]
-        self._step(gradients, lost_pairs, g_words, batch.ids, g_words * counts[:, None], rate)
+        g_added = g_pre / weight[:, None]
+        self._step(gradients, opened, g_added, batch.ids, g_added[batch.sentence] * counts[:, None], rate)
         return loss
 
-    def _step(self, gradients: dict[str, Floats], pairs: Ints, g_pairs: Floats, words: Ints, g_words: Floats, rate: float) -> None:
+    def _step(self, gradients: dict[str, Floats], openings: Ints, g_openings: Floats, words: Ints, g_words: Floats, rate: float) -> None:
         """Adam with decoupled decay."""
         self._steps += 1
         first, second = 1 - 0.9**self._steps, 1 - 0.999**self._steps
@@ -245,37 +252,50 @@ class Net:
             if value.ndim == 2:
                 value *= 1.0 - rate * self.recipe.decay
             value -= rate * (m / first) / (np.sqrt(v / second) + 1e-8)
-        self.pairs.step(pairs, g_pairs, rate, self.recipe.pair_decay, self._steps)
+        self.openings.step(openings, g_openings, rate, self.recipe.opening_decay, self._steps)
         self.own.step(words, g_words, rate * self.recipe.own_pace, self.recipe.own_decay, self._steps)
 
-    def weights(self) -> Weights:
-        """As model.py computes with them."""
-        p = self.p
+    def places(self) -> tuple[Floats, Floats]:
+        """What each place adds to a sentence (PLACES x width), and to the attention to it (PLACES x 1)."""
         parts = place_parts(np.arange(PLACES))
-        places = sum(p["place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
-        attention_places = sum(p["attention_place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
-        return Weights(
-            projection=p["projection"], pairs=self.pairs.value,
-            own=self.own.value[:-1], places=np.asarray(places), attention=p["attention"][:, 0],
-            attention_places=np.asarray(attention_places), mean=self.mean, spread=self.spread, structure=p["structure"],
-            structure_bias=p["structure_bias"], out=p["out"], direct=p["direct"], bias=p["bias"],
-        )  # fmt: skip
+        places = sum(self.p["place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
+        attention = sum(self.p["attention_place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
+        return np.asarray(places), np.asarray(attention)
+
+    def parts_of_out(self) -> list[Floats]:
+        """What the answer takes of the sentence attended to, the best of all, their mean, and the structure."""
+        d = self.recipe.width
+        return np.split(self.p["out"], (d, 2 * d, 3 * d))
+
+    def sums(self, vectors: Floats) -> Floats:
+        """What each word, then each opening adds to its sentence. `vectors` have their weights multiplied in."""
+        words = vectors @ self.p["projection"] + self.own.value[:-1] * self.counts[:, None]
+        return np.concatenate((words, self.openings.value[:-1]))
 
 
-def together(nets: Sequence[Net]) -> Weights:
-    """Heads side by side, their answers averaged."""
-    each = [net.weights() for net in nets]
-    count = len(each)
+def together(nets: Sequence[Net], vectors: Floats) -> Weights:
+    """As model.py computes with them: heads side by side, their answers averaged."""
+    count = len(nets)
+
+    def beside(name: str) -> Floats:
+        return np.concatenate([net.p[name] for net in nets], axis=-1)
+
+    weight = np.append(nets[0].counts, np.zeros(OPENINGS, np.float32))[:, None]
+    sums, steps = in_steps(np.concatenate([*(net.sums(vectors) for net in nets), weight], axis=1))
+    places = [net.places() for net in nets]
     return Weights(
-        **{
-            name: np.concatenate([getattr(w, name) for w in each], axis=-1)
-            for name in ("projection", "pairs", "own", "places", "attention", "attention_places", "structure", "structure_bias")
-        },
-        mean=each[0].mean,
-        spread=each[0].spread,
-        out=np.concatenate([w.out for w in each]) / count,
-        direct=sum((w.direct for w in each[1:]), each[0].direct) / count,
-        bias=sum((w.bias for w in each[1:]), each[0].bias) / count,
+        sums=sums,
+        steps=steps,
+        places=np.concatenate([place for place, _ in places], axis=1),
+        attention=np.concatenate([net.p["attention"][:, 0] for net in nets]),
+        attention_places=np.concatenate([attention for _, attention in places], axis=1),
+        mean=nets[0].mean,
+        spread=nets[0].spread,
+        structure=beside("structure"),
+        structure_bias=beside("structure_bias"),
+        out=np.concatenate([part for parts in zip(*(net.parts_of_out() for net in nets), strict=True) for part in parts]) / count,
+        direct=sum((net.p["direct"] for net in nets[1:]), nets[0].p["direct"]) / count,
+        bias=sum((net.p["bias"] for net in nets[1:]), nets[0].p["bias"]) / count,
         heads=count,
     )
 

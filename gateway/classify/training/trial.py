@@ -66,7 +66,7 @@ class Trial:
 
         kinds = [row.kind for row in every]
         weights = fit(self.seen(every), kinds, shares_of(every, self.share), self.table, self.recipe, heads, self.seed, epoch)
-        return Model(weights, self.table)
+        return Model(weights, self.table.words)
 
     def judged_apart(self, parts: Sequence[tuple[str, NDArray[np.bool_]]]) -> dict[str, Floats]:
         """Scores by each contender, every part judged by what was trained on the rest. Parts are (name, which rows) and cover all rows
