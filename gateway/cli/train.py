@@ -34,6 +34,7 @@ NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 )
 @click.option("--epochs", type=click.IntRange(1, 200), default=16, show_default=True, help="How often all rows are gone through.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--second", is_flag=True, help="Fit the head of the second opinion instead (needs the embeddings extra).")
 @click.option("--report", type=NEW_FILE, help="Every figure, as JSON.")
 @click.option("--table", type=NEW_FILE, help="The figures as a table in Markdown.")
 @click.option("--picture", type=NEW_FILE, help="Confusion and calibration, as SVG or PNG (needs matplotlib).")
@@ -50,6 +51,11 @@ def command(data: tuple[Path, ...], out: Path | None, logs: tuple[Path, ...], as
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other longer than these matrices take
     if bool(data) == bool(logs):
         raise click.UsageError("give either labelled rows or --from-log")
+    if options["second"]:
+        from gateway.config.sentence_model import REMEDY, is_installed
+
+        if not is_installed():
+            raise click.ClickException(f"there is no sentence model: {REMEDY}")
     from gateway.classify.training.rows import DataError
     from gateway.measure.log_line import DamagedLogError
 
@@ -86,13 +92,15 @@ def _from_log(logs: tuple[Path, ...], out: Path | None) -> dict[str, Any]:
 
 def _from_rows(
     data: tuple[Path, ...], out: Path | None, quiet: bool, *, folds: int, across: bool, heads: int, epochs: int, seed: int,
-    bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, temperature: float | None, **_: Any,
+    bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, temperature: float | None, second: bool,
+    **_: Any,
 ) -> dict[str, Any]:  # fmt: skip
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from gateway.classify.model import SHIPPED_WORDS
     from gateway.classify.training.net import Recipe
+    from gateway.classify.training.second import SecondTrial
     from gateway.classify.training.trial import Trial
     from gateway.classify.words import Table
     from gateway.config.load import shipped_catalog
@@ -102,7 +110,7 @@ def _from_rows(
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("reading", total=None)
         rows, made = _rows(data, bank, composed, seed)
-        trial = Trial(
+        trial = (SecondTrial if second else Trial)(
             rows, made, Table.load(SHIPPED_WORDS), shipped_catalog(), Costs(), Recipe(epochs=epochs), heads, seed, _shares(shares), rivals,
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )  # fmt: skip
@@ -117,9 +125,14 @@ def _from_rows(
 
 
 def _write(trial: Trial, report: dict[str, Any], out: Path) -> None:
-    model = trial.final(report["temperature"])
-    report["mix"] = model.notes["mix"]
-    model.save(out)
+    from gateway.classify.training.second import SecondTrial
+
+    if isinstance(trial, SecondTrial):
+        trial.head().save(out)
+    else:
+        model = trial.final(report["temperature"])
+        report["mix"] = model.notes["mix"]
+        model.save(out)
     report["bytes"] = out.stat().st_size
 
 

@@ -24,6 +24,7 @@ import uvloop
 
 from gateway.admin.views import LostView, ReloadView, RestartView
 from gateway.config.load import ConfigError, Loaded
+from gateway.serve.adviser import Adviser
 from gateway.serve.agreement import Agreement
 from gateway.serve.link import VERSION, LinkError
 from gateway.serve.own_store import OwnStore
@@ -63,12 +64,14 @@ async def _run(
     sockets = listen_together(settings.listen.host, settings.listen.port, settings.workers)
     operators = listen(settings.admin.host, settings.admin.port)
     own_store = OwnStore() if not settings.state.url else None
-    supervisor = Supervisor(loaded, sockets, operators, own_store, reload, changed)
+    adviser = Adviser()
+    supervisor = Supervisor(loaded, sockets, operators, own_store, adviser, reload, changed)
     try:
         return await supervisor.run(ready)
     finally:
         for member in supervisor.members:
             member.send(signal.SIGKILL)
+        await adviser.stop()
         if own_store is not None:
             await own_store.stop()
 
@@ -85,6 +88,7 @@ class Supervisor:
         sockets: list[socket.socket],
         operators: socket.socket,
         own_store: OwnStore | None,
+        adviser: Adviser,
         reload: Callable[[], Loaded] | None,
         changed: Callable[[], bool] | None,
     ) -> None:
@@ -95,6 +99,7 @@ class Supervisor:
         self.restarts = dict.fromkeys(RESTARTS, 0)
         self.lost: deque[LostView] = deque(maxlen=16)
         self.changing = ""  # upgrade, reload
+        self.adviser = adviser
         self.reload_refused = False
         self._operators, self._own_store, self._reader, self._changed = operators, own_store, reload, changed
         self._changes = asyncio.Lock()
@@ -208,6 +213,8 @@ class Supervisor:
             self._now.set()
         elif not self._stop.is_set():
             self._up = True
+            if self.loaded.settings.classify.second_opinion:
+                self.adviser.begin()
             loop.add_signal_handler(signal.SIGHUP, lambda: self._do(reload_and_tell(views)))
             loop.add_signal_handler(signal.SIGUSR2, lambda: self._do(self.restart()))
             self._do(self._watch_over())
@@ -420,6 +427,8 @@ class Supervisor:
                         seat.left(SETTLED_S)
                         self._do(self._assign())
                         self._do(self._refill(seat))
+            case "advise":
+                return await self.adviser.ask(value)
             case "metrics":
                 return await self.views.metrics_at_once(value)
         return None

@@ -16,7 +16,7 @@ from gateway.classify.model import KINDS, Floats
 from gateway.classify.second import VECTOR, Encode, Head, Sentences, directions, encoder, sentences
 from gateway.classify.text import glance
 from gateway.classify.training.judge import best_temperature, shares_of
-from gateway.classify.training.net import Net, Recipe, Seen, batch_of, softmax, together
+from gateway.classify.training.net import Net, Seen, batch_of, softmax, together
 from gateway.classify.training.rows import Labelled
 from gateway.classify.training.trial import Trial
 
