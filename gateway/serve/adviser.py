@@ -24,8 +24,8 @@ log = logging.getLogger("slo_gateway")
 MOST_WAITING = 32
 LEAST_BETWEEN_S = 0.2
 """between two questions: what it costs is a few hundredths of one processor, whatever comes"""
-ANSWER_S = 30.0
-"""for one answer, and for the model to be loaded before the first: at the lowest priority, on a machine that has other things to do"""
+ANSWER_S = 120.0
+"""for one answer, and before the first for the model to be loaded: 1.4 s of a processor of which, when both are busy, little is left"""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # before it is started again
 SETTLED_S = 60.0  # after so long the next death is a first one again
 

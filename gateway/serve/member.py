@@ -44,7 +44,7 @@ LOOK_S = 0.1  # between looks whether this worker has become ready, or is no mor
 CELLS_AT_ONCE = 20
 BEGIN_S = 10.0
 LAST_WORDS_S = 2.0
-ADVICE_S = 60.0  # for a second opinion, those asked for before it included
+ADVICE_S = 150.0  # for a second opinion, those asked for before it included
 _PR_SET_PDEATHSIG = 1
 
 

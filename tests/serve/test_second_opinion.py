@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from gateway.serve.link import LinkError
 from tests.conftest import MODEL, Place, Process, until
 from tests.serve.conftest import alive, children, metrics, together
 
+# The process is what everything else comes before: on a busy machine its model may take a minute to load.
+PATIENT_S = 150.0
 SECRET = "Zanzibarquist"
 TRANSLATOR = (
     "You are the language desk of a publishing house. Translate every passage that the user sends into idiomatic British English, keep "
@@ -77,12 +80,16 @@ def advised(place: Place, engine: str, look: Path, **more: Any) -> Process:
     return place.before(engine, classify=classify, mode="observe", **more)
 
 
-def asked(gateway: Process, number: int, system: str = TRANSLATOR) -> tuple[str, str]:
-    """What a request that nobody tagged was taken for, and why."""
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0) as client:
-        messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": LETTERS[number]}]
-        answer = client.chat.completions.with_raw_response.create(model=MODEL, messages=messages, max_tokens=2)
-        return answer.headers["x-slo-use-case"], answer.headers["x-slo-why"]
+@cache
+def client_of(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+
+
+def asked(gateway: Process, number: int, system: str = TRANSLATOR) -> tuple[str, str, str]:
+    """What a request that nobody tagged was taken for, why, and its id."""
+    messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": LETTERS[number]}]
+    answer = client_of(gateway.url).chat.completions.with_raw_response.create(model=MODEL, messages=messages, max_tokens=2)
+    return answer.headers["x-slo-use-case"], answer.headers["x-slo-why"], answer.headers["x-request-id"]
 
 
 def adviser_of(gateway: Process) -> int:
@@ -95,15 +102,15 @@ def corrected(gateway: Process, system: str) -> str:
     numbers: Iterator[int] = iter(range(1, len(LETTERS)))
 
     def right() -> str:
-        use_case, why = asked(gateway, next(numbers), system)
+        use_case, why, _ = asked(gateway, next(numbers), system)
         return why if use_case == "translation" else ""
 
-    said: str = until(right, within_s=60.0)
+    said: str = until(right, PATIENT_S)
     return said
 
 
 def test_a_misjudged_application_is_corrected_by_the_opinion_of_its_first_request(gateway: Process) -> None:
-    use_case, why = asked(gateway, 0)
+    use_case, why, _ = asked(gateway, 0)
     assert use_case != "translation"
     assert "second opinion" not in why
     assert "second opinion" in corrected(gateway, TRANSLATOR)
@@ -116,11 +123,8 @@ def test_a_misjudged_application_is_corrected_by_the_opinion_of_its_first_reques
 
 def test_explain_says_that_there_was_a_second_opinion(gateway: Process) -> None:
     corrected(gateway, TRANSLATOR)
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any") as client:
-        messages: Any = [{"role": "system", "content": TRANSLATOR}, {"role": "user", "content": LETTERS[7]}]
-        answer = client.chat.completions.with_raw_response.create(model=MODEL, messages=messages, max_tokens=2)
-    story = httpx.get(f"{gateway.admin}/admin/explain/{answer.headers['x-request-id']}").json()
-    assert "second opinion" in story["why"]
+    _, _, request_id = asked(gateway, 7)
+    assert "second opinion" in httpx.get(f"{gateway.admin}/admin/requests/{request_id}").json()["why"]
 
 
 def test_no_word_that_was_read_is_told_anywhere(gateway: Process) -> None:
@@ -129,15 +133,15 @@ def test_no_word_that_was_read_is_told_anywhere(gateway: Process) -> None:
     assert SECRET not in gateway.text()
 
 
-def test_the_process_steps_back_and_when_it_dies_there_is_another_one(place: Place, engine: str, mistaken: Path) -> None:
-    gateway = advised(place, engine, mistaken)
-    pid = until(lambda: adviser_of(gateway), within_s=20.0)
-    until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 1, within_s=60.0)
+def test_the_process_steps_back_and_when_it_dies_there_is_another_one(gateway: Process) -> None:
+    pid = until(lambda: adviser_of(gateway), PATIENT_S)
+    until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 1, PATIENT_S)
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not alive(pid))
+    until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 0)
     assert asked(gateway, 0)[0]  # requests go on
-    other = until(lambda: adviser_of(gateway) if adviser_of(gateway) != pid else 0, within_s=20.0)
+    other = until(lambda: adviser_of(gateway), PATIENT_S)
+    assert other != pid
     assert "second opinion" in corrected(gateway, TRANSLATOR + " Be quick.")
     assert gateway.stop() == 0
     assert not alive(other)
@@ -145,15 +149,15 @@ def test_the_process_steps_back_and_when_it_dies_there_is_another_one(place: Pla
 
 def test_the_process_ends_with_a_gateway_that_is_killed(place: Place, engine: str, mistaken: Path) -> None:
     gateway = advised(place, engine, mistaken)
-    pid = until(lambda: adviser_of(gateway), within_s=20.0)
+    pid = until(lambda: adviser_of(gateway), PATIENT_S)
     gateway.stop(signal.SIGKILL)
-    until(lambda: not alive(pid), within_s=20.0)
+    until(lambda: not alive(pid), PATIENT_S)
 
 
 def test_all_workers_ask_one_process(place: Place, engine: str, mistaken: Path) -> None:
     classify = {"model": str(mistaken), "second_opinion": True, "confidence_floor": 0.0}
     gateway = together(place, engine, workers=2, classify=classify, mode="observe")
-    until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 1, within_s=60.0)
+    until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 1, PATIENT_S)
     pids = [pid for pid, command in children(gateway.child.pid).items() if "adviser_process" in command]
     assert len(pids) == 1
     assert "second opinion" in corrected(gateway, TRANSLATOR)
@@ -177,36 +181,22 @@ def test_a_sentence_model_that_is_not_there_is_told_before_the_start(monkeypatch
         of_settings(Settings.model_validate(wanted))
 
 
-def test_too_many_questions_are_dropped_and_the_others_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_questions_are_dropped_and_an_odd_one_tells_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advisers, "MOST_WAITING", 3)
 
     async def run() -> None:
         adviser = Adviser()
         adviser.begin()
         try:
-            async with asyncio.timeout(60.0):
+            async with asyncio.timeout(PATIENT_S):
                 while not adviser.up:
                     await asyncio.sleep(0.01)
                 told = await asyncio.gather(*(adviser.ask([(3, "Translate this into French.")]) for _ in range(5)))
-        finally:
-            await adviser.stop()
-        assert [one is None for one in told] == [False] * 3 + [True] * 2
-        assert adviser.pid == 0
-
-    asyncio.run(run())
-
-
-def test_what_is_no_question_is_answered_with_the_kind_of_mistake_alone() -> None:
-    async def run() -> None:
-        adviser = Adviser()
-        adviser.begin()
-        try:
-            async with asyncio.timeout(60.0):
-                while not adviser.up:
-                    await asyncio.sleep(0.01)
                 with pytest.raises(LinkError, match=r"^ValueError$"):
                     await adviser.ask([(SECRET, "text")])  # type: ignore[list-item]
         finally:
             await adviser.stop()
+        assert [one is None for one in told] == [False] * 3 + [True] * 2
+        assert adviser.pid == 0
 
     asyncio.run(run())
