@@ -38,8 +38,8 @@ LOOKS, LOOKS_OF_NAMELESS = 4, 64
 LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
 # Look and second opinion are both right or both wrong more often than by chance: how much of what they say together is believed
 # (training/second.py's temperature of both), and over how many opinions their mean is taken.
-TOGETHER = 0.75
-LEAST_ADVISED = 0.01
+TOGETHER = 0.65
+LEAST_ADVISED = 0.02
 LONGEST_ADVICE = 4
 # What a log told of an application counts as this many looks at most.
 MOST_LOOKS_TOLD = 8
