@@ -93,7 +93,7 @@ class App:
             return probabilities
         if advice is not None:
             before = _advised(before, advice, looks)
-            probabilities = [(probabilities[k] * exp(advice[k])) ** TOGETHER for k in _KINDS]
+            probabilities = [(p * exp(other)) ** TOGETHER for p, other in zip(probabilities, advice, strict=True)]
         # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
         most, bound = max(before), -min(looks * STRENGTH, MOST_STRENGTH)
         believed = [p * exp(max(old - most, bound)) for p, old in zip(probabilities, before, strict=True)]
@@ -102,7 +102,7 @@ class App:
 
     def is_advised(self, probabilities: Sequence[float]) -> bool:
         """A second opinion of one of its messages; the next is looked at with it in mind. Does it change what the application is?"""
-        told = [log(max(probabilities[k], LEAST_ADVISED) / _PRIOR) for k in _KINDS]
+        told = [log(max(p, LEAST_ADVISED) / _PRIOR) for p in probabilities]
         before = self._known()
         self.opinions += 1
         advice = self.advice or [0.0] * len(KINDS)

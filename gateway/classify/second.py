@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.classify.features import FAR, PLACES
 from gateway.classify.model import KINDS, Floats, ModelError
-from gateway.classify.text import LAST
+from gateway.classify.text import LAST, TOOLS
 
 SHIPPED = Path(__file__).with_name("second.npz")
 FORMAT = 1
@@ -27,6 +26,11 @@ VECTOR = 512  # of the sentence model
 # Sentences of one piece at most: the first ones, or of a tail the last ones. Pieces are cut to some hundred characters before (text.py),
 # so that only text which is no text has more.
 MOST_SENTENCES = 24
+# Where a sentence stands is told by four figures: the part of the request (a zone, and whether it is the tail of one), how far from its
+# start and from its end, and how long it is.
+PLACES = ((TOOLS + 1) * 2, 4, 4, 5)
+OFFSETS = tuple(sum(PLACES[:column]) for column in range(len(PLACES)))
+FAR = 1 << 20  # behind what was cut away
 _ENDS = re.compile(r"(?<=[.?!:;])\s+|\n+|(?<=[。？！；：؟।])")
 
 Pieces = Sequence[tuple[int, str]]
@@ -36,7 +40,7 @@ Encode = Callable[[list[str]], Floats]
 
 @dataclass(slots=True)
 class Sentences:
-    """Of one request. `places`: where each stands, as features.Features has it."""
+    """Of one request. `places` (sentences, 4): where each stands, as rows of a table of sum(PLACES)."""
 
     texts: list[str]
     places: NDArray[np.int64]
@@ -45,7 +49,7 @@ class Sentences:
 def sentences(pieces: Pieces) -> Sentences:
     """The pieces of a request, cut where sentences and lines end."""
     texts: list[str] = []
-    places: list[int] = []
+    places: list[tuple[int, ...]] = []
     for index, (zone, text) in enumerate(pieces):
         is_tail = index > 0 and pieces[index - 1][0] == zone
         is_cut = index + 1 < len(pieces) and pieces[index + 1][0] == zone
@@ -57,39 +61,37 @@ def sentences(pieces: Pieces) -> Sentences:
             texts.append(sentence)
             places.append(_place(zone * 2 + is_tail, from_start, from_end, sentence.count(" ") + 1))
     if not texts:
-        return Sentences(["-"], np.array([_place(LAST * 2, 0, 0, 1)]))
+        texts, places = ["-"], [_place(LAST * 2, 0, 0, 1)]
     return Sentences(texts, np.array(places))
 
 
-def _place(part: int, from_start: int, from_end: int, words: int) -> int:
-    return part * 80 + min(from_start, 3) * 20 + min(from_end, 3) * 5 + min(words.bit_length() - 1, 4)
+def _place(part: int, from_start: int, from_end: int, words: int) -> tuple[int, ...]:
+    return tuple(
+        offset + min(figure, most - 1)
+        for offset, most, figure in zip(OFFSETS, PLACES, (part, from_start, from_end, words.bit_length() - 1), strict=True)
+    )
 
 
 @dataclass(slots=True)
 class Head:
-    """What training/second.py learns: one or more heads of width d side by side, their answers averaged."""
+    """What training/second.py learns; d is its width."""
 
     centre: Floats  # (VECTOR,): what all sentences have in common
-    projection: Floats  # (VECTOR, heads * d)
-    places: Floats  # (PLACES, heads * d)
-    attention: Floats  # (heads * d,)
-    attention_places: Floats  # (PLACES, heads)
-    out: Floats  # (heads * 3 d, kinds): of the sentence attended to, the best of all and their mean, head by head
+    projection: Floats  # (VECTOR, d)
+    places: Floats  # (sum(PLACES), d)
+    attention: Floats  # (d,)
+    attention_places: Floats  # (sum(PLACES),)
+    out: Floats  # (3 d, kinds): of the sentence attended to, the best of all, and their mean
     bias: Floats  # (kinds,)
     temperature: float = 1.0
 
     def scores(self, vectors: Floats, places: NDArray[np.int64]) -> Floats:
         """Unnormalised log probabilities of KINDS; `vectors` as `directions` makes them."""
-        heads = self.attention_places.shape[1]
-        width = len(self.attention) // heads
-        hidden = vectors @ self.projection + self.places[places]
-        np.maximum(hidden, 0.0, out=hidden)
-        weights = (hidden * self.attention).reshape(-1, heads, width).sum(2) + self.attention_places[places]
-        weights = np.exp(weights - weights.max(0))
-        weights /= weights.sum(0)
-        hidden = hidden.reshape(-1, heads, width)
-        seen = np.concatenate(((hidden * weights[:, :, None]).sum(0), hidden.max(0), hidden.mean(0)), axis=1)
-        answer: Floats = seen.ravel() @ self.out + self.bias
+        hidden = np.maximum(vectors @ self.projection + self.places[places].sum(1), 0.0)
+        weights = hidden @ self.attention + self.attention_places[places].sum(1)
+        weights = np.exp(weights - weights.max())
+        weights /= weights.sum()
+        answer: Floats = np.concatenate((weights @ hidden, hidden.max(0), hidden.mean(0))) @ self.out + self.bias
         return answer
 
     def save(self, path: Path) -> None:
@@ -111,7 +113,7 @@ class Head:
             raise
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise ModelError(f"{path} is no head of a second opinion: {error}") from None
-        if head.places.shape[0] != PLACES or head.projection.shape[0] != VECTOR:
+        if len(head.places) != sum(PLACES) or len(head.projection) != VECTOR:
             raise ModelError(f"{path} is a head of another version")
         return head
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from gateway.classify.apps import App
-from gateway.classify.features import PLACES
 from gateway.classify.model import KINDS, ModelError
-from gateway.classify.second import MOST_SENTENCES, SHIPPED, Head, Second, sentences
+from gateway.classify.second import MOST_SENTENCES, PLACES, SHIPPED, Head, Second, sentences
 from gateway.classify.text import LAST, SYSTEM
 
 CHAT, TRANSLATION, SUMMARY = (KINDS.index(kind) for kind in ("chatbot", "translation", "summary"))
@@ -32,8 +31,8 @@ def second() -> Second:
 def test_sentences_know_where_they_stand() -> None:
     cut = sentences([(SYSTEM, "You translate."), (LAST, "Dear Ms Hale, thank you. It rains"), (LAST, "in May.\nTranslate this.")])
     assert cut.texts == ["You translate.", "Dear Ms Hale, thank you.", "It rains", "in May.", "Translate this."]
-    assert len(set(cut.places.tolist())) >= 4
-    assert cut.places.max() < PLACES
+    assert len({tuple(place) for place in cut.places.tolist()}) == 5
+    assert cut.places.max() < sum(PLACES)
 
 
 @pytest.mark.parametrize("text", ["", " \n\n ", "a" * 100_000, "}\n" * 5_000, "\ud800", "。" * 3_000, "\0\0\0"])
@@ -73,7 +72,7 @@ def test_a_head_is_the_same_when_it_has_been_written_and_read(tmp_path: Path) ->
     head.save(tmp_path / "head.npz")
     again = Head.load(tmp_path / "head.npz")
     vectors = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32)
-    places = np.arange(5)
+    places = np.arange(20).reshape(5, 4)
     assert np.array_equal(head.scores(vectors, places), again.scores(vectors, places))
 
 
