@@ -64,14 +64,13 @@ async def _run(
     sockets = listen_together(settings.listen.host, settings.listen.port, settings.workers)
     operators = listen(settings.admin.host, settings.admin.port)
     own_store = OwnStore() if not settings.state.url else None
-    adviser = Adviser()
-    supervisor = Supervisor(loaded, sockets, operators, own_store, adviser, reload, changed)
+    supervisor = Supervisor(loaded, sockets, operators, own_store, reload, changed)
     try:
         return await supervisor.run(ready)
     finally:
         for member in supervisor.members:
             member.send(signal.SIGKILL)
-        await adviser.stop()
+        await supervisor.adviser.stop()
         if own_store is not None:
             await own_store.stop()
 
@@ -88,7 +87,6 @@ class Supervisor:
         sockets: list[socket.socket],
         operators: socket.socket,
         own_store: OwnStore | None,
-        adviser: Adviser,
         reload: Callable[[], Loaded] | None,
         changed: Callable[[], bool] | None,
     ) -> None:
@@ -99,7 +97,7 @@ class Supervisor:
         self.restarts = dict.fromkeys(RESTARTS, 0)
         self.lost: deque[LostView] = deque(maxlen=16)
         self.changing = ""  # upgrade, reload
-        self.adviser = adviser
+        self.adviser = Adviser()  # for all workers; begun when there is to be one
         self.reload_refused = False
         self._operators, self._own_store, self._reader, self._changed = operators, own_store, reload, changed
         self._changes = asyncio.Lock()
