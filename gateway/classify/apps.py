@@ -33,7 +33,7 @@ STRENGTH, MOST_STRENGTH = 0.5, 4.0
 SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
-LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
+LONGEST_PAUSE = 64
 # What a log told of an application counts as this many looks at most.
 MOST_LOOKS_TOLD = 8
 _PRIOR = 1.0 / len(KINDS)
@@ -76,7 +76,7 @@ class App:
             self.pause, self.due = 1, 0
         elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
             self.due = self.pause
-            self.pause = min(self.pause * 2, LONGEST_PAUSE if named else LONGEST_PAUSE_OF_NAMELESS)
+            self.pause = min(self.pause * 2, LONGEST_PAUSE)
         if mixed or not named or not looks:
             return probabilities
         # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
