@@ -86,10 +86,15 @@ class App:
             self.pause, self.due = 1, 0
         elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
             self.due = self.pause
+<<<<<<< HEAD
             self.pause = min(self.pause * 2, LONGEST_PAUSE if named else LONGEST_PAUSE_OF_NAMELESS)
         advice = None if disagrees or mixed or not named else self.advice
         self.heeds = advice is not None
         if mixed or not named or not (looks or advice):
+=======
+            self.pause = min(self.pause * 2, LONGEST_PAUSE)
+        if mixed or not named or not looks:
+>>>>>>> main
             return probabilities
         if advice is not None:
             before = _advised(before, advice, looks)

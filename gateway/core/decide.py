@@ -34,7 +34,7 @@ from gateway.core.flow import (
 )
 from gateway.core.forming import held_until_s
 from gateway.core.instance import Instance
-from gateway.core.policy import LATE, WAIT, Policy, Predictor, Verdict
+from gateway.core.policy import LATE, Policy, Predictor, Verdict
 from gateway.core.queues import Lane, Queues
 from gateway.core.shares import Shares
 from gateway.core.tickets import loosen, ticket_of
@@ -68,13 +68,10 @@ class Core:
 
     def ticket(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> Ticket:
         """A request with its deadlines. It stands nowhere yet."""
-        ticket = ticket_of(request, tag, self._classes.get(tag.experience_class), self.predictor, handle)
-        ticket.weight = self._weight(ticket)
+        class_ = self._classes.get(tag.experience_class)
+        ticket = ticket_of(request, tag, class_, self.predictor, handle)
+        ticket.weight = self.shares.worth(request.tenant) * (class_.worth if class_ is not None else 1.0)
         return ticket
-
-    def _weight(self, ticket: Ticket) -> float:
-        class_ = self._classes.get(ticket.tag.experience_class)
-        return self.shares.worth(ticket.request.tenant) * (class_.worth if class_ is not None else 1.0)
 
     def arrived(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> list[Action]:
         """`ticket` and `submit` in one."""
@@ -84,13 +81,12 @@ class Core:
         """A request arrives: it starts, waits, takes a looser class, or is refused."""
         ticket.queued_at_s = now_s
         self.trails.begin(ticket)
-        if self.fleet.considered:
-            self.fleet.considered = []
-        if not self._find_model(ticket):
+        serving = self.fleet.serving(ticket.model)
+        if (serving is None or not serving.instances) and not self._find_model(ticket):
             return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
-        queues = self.queues.of(ticket.model)
+        queues = self.queues
         # Only looser work waits, if any: it cannot be in this one's way.
-        if not queues.waiting or not self.queues.ahead(ticket.model, ticket.tag.rank) or self.policy.early_binding or self._observes:
+        if not queues.waiting or not queues.ahead(ticket.model, ticket.tag.rank) or self.policy.early_binding or self._observes:
             actions: list[Action] = []
             if self._try(ticket, now_s, actions):
                 return actions
@@ -100,6 +96,8 @@ class Core:
                     self._start(ticket, instance, now_s, actions, holds=False)
                     return actions
                 return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
+        else:
+            self.fleet.considered = []
         return self._wait(ticket, now_s)
 
     def _find_model(self, ticket: Ticket) -> bool:
@@ -155,7 +153,7 @@ class Core:
 
     def _degrade(self, ticket: Ticket, class_: ClassPolicy, now_s: float) -> list[Action]:
         loosen(ticket, class_)
-        ticket.weight = self._weight(ticket)
+        ticket.weight = self.shares.worth(ticket.request.tenant) * class_.worth
         self.trails.add(ticket, "degraded", now_s, class_.name)
         self.queues.push(ticket)
         return [Degrade(ticket, ticket.tag), *self._fill(ticket.model, now_s)]
@@ -214,7 +212,7 @@ class Core:
             self.policy.learn(placement, outcome)
         model = instance.spec.model
         self.admission.finished(model, now_s)
-        self.controller.ended(instance, placement, now_s)
+        self.controller.ended(instance, placement)
         return self._fill(model, now_s)
 
     def gone(self, ticket: Ticket, now_s: float) -> list[Action]:
@@ -252,7 +250,7 @@ class Core:
         self.settings = self.admission.settings = settings
         self._classes = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
-        self.trails.size = settings.trail_size
+        self.trails.resize(settings.trail_size)
         self.shares.reweigh(settings.tenant_weights)
         self.fleet.set_ceilings(self._ceilings(settings))
         lost = self.queues.change(settings)
@@ -276,8 +274,8 @@ class Core:
             for instance in (*self.fleet.by_id.values(), *self.fleet.leaving):
                 if instance.forming and now_s >= instance.forming_until_s - 1e-6:
                     self._release(instance, now_s, actions)
-        if any(queues.waiting for queues in self.queues.by_model.values()):
-            for ticket in [t for t in self.queues.waiting() if now_s >= t.expires_at_s]:
+        if self.queues.waiting:
+            for ticket in [t for t in self.queues.tickets() if now_s >= t.expires_at_s]:
                 self.queues.remove(ticket)
                 actions.append(self._refuse(ticket, RefuseReason.EXPIRED, 1.0, now_s))
         for instance in self.fleet.by_id.values():
@@ -292,6 +290,8 @@ class Core:
 
     def _everywhere(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
+        if not self.queues.waiting:
+            return actions
         for model, queues in list(self.queues.by_model.items()):
             if queues.waiting:
                 serving = self.fleet.serving(model)
@@ -317,8 +317,10 @@ class Core:
 
     def _fill(self, model: str, now_s: float) -> list[Action]:
         """Give places to who waits, most urgent first, until nobody can be placed."""
-        queues = self.queues.of(model)
         actions: list[Action] = []
+        if not self.queues.waiting:
+            return actions
+        queues = self.queues.of(model)
         if not queues.waiting:
             return actions
         urgency = self.policy.urgency
@@ -359,7 +361,7 @@ class Core:
         fleet = self.fleet
         if fleet.considered:
             fleet.considered = []
-        chosen: Instance | Verdict = self.policy.place(ticket, fleet, now_s)
+        chosen = self.policy.place(ticket, fleet, now_s)
         if chosen is LATE:
             if ticket.lane is not None:
                 if not ticket.late:
@@ -369,41 +371,41 @@ class Core:
             # It has just arrived and cannot be saved. If nobody waits it may still be served, behind whoever comes.
             ticket.late = True
             chosen = self.policy.place(ticket, fleet, now_s)
-            if chosen is LATE or chosen is WAIT:
+            if isinstance(chosen, Verdict):
                 ticket.late = False
                 return False
-        if chosen is WAIT or isinstance(chosen, Verdict):
+        if isinstance(chosen, Verdict):
             ticket.seen_version = fleet.version
             return False
         self._start(ticket, chosen, now_s, actions, holds=True)
         return True
 
     def _start(self, ticket: Ticket, instance: Instance, now_s: float, actions: list[Action], holds: bool) -> None:
-        spec = instance.spec
-        prediction = next((one[1] for one in reversed(self.fleet.considered) if one[0] is instance), None)
+        spec, considered, prediction = instance.spec, self.fleet.considered, None
+        for one in reversed(considered):
+            if one[0] is instance:
+                prediction = one[1]
+                break
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:
             self.queues.took(ticket)
         ticket.placement, ticket.seen_version = placement, -1
-        self.trails.started(placement, self.fleet.considered, now_s)
+        self.trails.started(placement, considered, now_s)
         self.fleet.take(instance, placement)
         self.shares.took(ticket.request.tenant, ticket.request.prompt_tokens + ticket.expected_output_tokens)
-        until_s = held_until_s(placement, instance, now_s) if holds and spec.batch_window_s > 0.0 and not self._observes else 0.0
-        if until_s:
-            placement.held_until_s = until_s
-            instance.forming.append(placement)
-            instance.forming_until_s = min(instance.forming_until_s, until_s)
-            self._forming += 1
-            return
-        self._go(placement, instance, now_s, actions)
-        if instance.forming and instance.in_flight >= spec.batch_min:
-            self._release(instance, now_s, actions)
-
-    def _go(self, placement: Placement, instance: Instance, now_s: float, actions: list[Action]) -> None:
-        placement.started_at_s = now_s
+        if holds and spec.batch_window_s > 0.0 and not self._observes:
+            until_s = held_until_s(placement, instance, now_s)
+            if until_s:
+                placement.held_until_s = until_s
+                instance.forming.append(placement)
+                instance.forming_until_s = min(instance.forming_until_s, until_s)
+                self._forming += 1
+                return
         if self.predictor is not None:
             self.predictor.started(placement, instance, now_s)
         actions.append(Start(placement))
+        if instance.forming and instance.in_flight >= spec.batch_min:
+            self._release(instance, now_s, actions)
 
     def _release(self, instance: Instance, now_s: float, actions: list[Action]) -> None:
         """The batch starts."""
@@ -412,4 +414,7 @@ class Core:
         self._forming -= len(forming)
         for placement in forming:
             placement.held_until_s = 0.0
-            self._go(placement, instance, now_s, actions)
+            placement.started_at_s = now_s
+            if self.predictor is not None:
+                self.predictor.started(placement, instance, now_s)
+            actions.append(Start(placement))

@@ -25,7 +25,7 @@ USED_RATIO = 0.8  # a limit that nobody reaches has nothing to prove
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of one instance since the last look."""
+    """What was seen of one instance since the last look (`Instance.seen`)."""
 
     tokens: float = 0.0
     stream_s: float = 0.0
@@ -33,44 +33,46 @@ class _Seen:
     peak: int = 0
 
 
+def _count(instance: Instance, placement: Placement) -> None:
+    """Its tokens since it was last counted; the first is not the end of a gap."""
+    tokens, at_s = placement.counted_tokens, placement.counted_at_s
+    if not tokens:
+        tokens, at_s = 1, placement.first_token_at_s
+    if placement.output_tokens > tokens:
+        seen: _Seen | None = instance.seen
+        if seen is None:
+            seen = instance.seen = _Seen()
+        seen.tokens += (placement.output_tokens - tokens) / placement.ticket.request.n
+        seen.stream_s += placement.last_token_at_s - at_s
+        placement.counted_tokens, placement.counted_at_s = placement.output_tokens, placement.last_token_at_s
+
+
 class Controller:
     """Limits of all instances."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Seen] = {}
-        self._counted: dict[Placement, tuple[int, float]] = {}
         self._looked_at_s = 0.0
 
-    def ended(self, instance: Instance, placement: Placement, now_s: float) -> None:
-        """A resident is leaving: its last tokens count too."""
-        self._count(instance, placement)
-        self._counted.pop(placement, None)
-        seen = self._seen.get(instance.spec.instance_id)
+    def ended(self, instance: Instance, placement: Placement) -> None:
+        """A resident has left: its last tokens count too."""
+        if placement.first_token_at_s:
+            _count(instance, placement)
+        seen: _Seen | None = instance.seen
         if seen is not None:
-            seen.peak = max(seen.peak, instance.in_flight + instance.others_in_flight + placement.ticket.request.n)
-
-    def _count(self, instance: Instance, placement: Placement) -> None:
-        if not placement.first_token_at_s:
-            return
-        tokens, at_s = self._counted.get(placement) or (1, placement.first_token_at_s)
-        n = placement.ticket.request.n
-        if placement.output_tokens > tokens:
-            seen = self._seen.get(instance.spec.instance_id)
-            if seen is None:
-                seen = self._seen[instance.spec.instance_id] = _Seen()
-            seen.tokens += (placement.output_tokens - tokens) / n
-            seen.stream_s += placement.last_token_at_s - at_s
-            self._counted[placement] = (placement.output_tokens, placement.last_token_at_s)
+            in_flight = instance.in_flight + instance.others_in_flight + placement.ticket.request.n
+            if in_flight > seen.peak:
+                seen.peak = in_flight
 
     def limits(self, fleet: Fleet, now_s: float) -> Iterator[tuple[Instance, int]]:
         """(instance, new limit) for each that should change."""
         if now_s - self._looked_at_s < EVERY_S * 0.9:
             return
         self._looked_at_s = now_s
-        for instance_id, instance in fleet.by_id.items():
+        for instance in fleet.by_id.values():
             for placement in instance.residents:
-                self._count(instance, placement)
-            seen = self._seen.get(instance_id)
+                if placement.first_token_at_s:
+                    _count(instance, placement)
+            seen: _Seen | None = instance.seen
             if seen is None:
                 continue
             seen.peak = max(seen.peak, instance.in_flight + instance.others_in_flight)
@@ -91,5 +93,3 @@ class Controller:
                     seen.quiet = 0
             seen.tokens = seen.stream_s = 0.0
             seen.peak = 0
-        if len(self._seen) > len(fleet.by_id) * 2 + 16:
-            self._seen = {k: v for k, v in self._seen.items() if k in fleet.by_id}

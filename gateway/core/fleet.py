@@ -138,27 +138,27 @@ class Fleet:
         """A sequence starts (or is held for a batch): it holds its slots and counts as load from now on."""
         ticket = placement.ticket
         request = ticket.request
-        prompt_tokens = request.prompt_tokens
+        prompt_tokens, n = request.prompt_tokens, request.n
         placement.instance = instance
-        placement.unprefilled_tokens = prompt_tokens
-        placement.context_tokens = prompt_tokens
+        placement.unprefilled_tokens = placement.context_tokens = prompt_tokens
+        placement.kv_tokens = kv_tokens = prompt_tokens + int(ticket.expected_output_tokens) * n
         self.version = instance.version = self.version + 1
         instance.residents[placement] = None
-        instance.stake_ours_per_s += ticket.stake_per_s
         instance.unprefilled_tokens += prompt_tokens
         instance.context_tokens += prompt_tokens
-        placement.kv_tokens = kv_tokens = kv_needs_tokens(ticket)
         instance.kv_left_tokens -= kv_tokens
         itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
         counts = instance.itl_targets
         counts[itl_target_s] = counts.get(itl_target_s, 0) + 1
         if itl_target_s < instance.tightest_itl_s:
             instance.tightest_itl_s = itl_target_s
-        in_flight = instance.in_flight = instance.in_flight + request.n
-        _stake(instance)
+        instance.in_flight = in_flight = instance.in_flight + n
+        instance.stake_ours_per_s = stake_per_s = instance.stake_ours_per_s + ticket.stake_per_s
+        others = instance.others_in_flight
+        instance.stake_per_s = stake_per_s * (1.0 + others / in_flight) if others else stake_per_s
         serving = instance.serving
         if serving is not None:
-            serving.in_flight += request.n
+            serving.in_flight += n
             held, in_flight = in_flight, in_flight + instance.others_counted
             room = instance.room
             ranks = room[in_flight] if in_flight < len(room) and held < instance.leased else 0
@@ -189,7 +189,6 @@ class Fleet:
         instance.context_tokens -= placement.context_tokens
         instance.kv_left_tokens += placement.kv_tokens
         ticket = placement.ticket
-        instance.stake_ours_per_s = max(instance.stake_ours_per_s - ticket.stake_per_s, 0.0) if instance.residents else 0.0
         itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
         counts = instance.itl_targets
         left = counts[itl_target_s] - 1
@@ -200,8 +199,11 @@ class Fleet:
             if itl_target_s == instance.tightest_itl_s:
                 instance.tightest_itl_s = min(counts, default=inf)
         n = ticket.request.n
-        in_flight = instance.in_flight = instance.in_flight - n
-        _stake(instance)
+        instance.in_flight = in_flight = instance.in_flight - n
+        stake_per_s = instance.stake_ours_per_s - ticket.stake_per_s if instance.residents else 0.0
+        instance.stake_ours_per_s = stake_per_s = stake_per_s if stake_per_s > 0.0 else 0.0
+        others = instance.others_in_flight if in_flight else 0
+        instance.stake_per_s = stake_per_s * (1.0 + others / in_flight) if others else stake_per_s
         serving = instance.serving
         if serving is not None:
             serving.in_flight -= n

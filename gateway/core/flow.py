@@ -186,6 +186,8 @@ class Placement:
     instance: Any = None  # core/fleet's own; None once the slot is given back
     context_tokens: int = 0  # its share of the instance's context, as last counted
     kv_tokens: int = 0  # its share of the instance's KV cache: what is expected of it, or what it has come to
+    counted_tokens: int = 0  # as the controller last counted them; 0 = not yet
+    counted_at_s: float = 0.0
     held_until_s: float = 0.0  # > 0 while its start waits for a batch to form
 
 

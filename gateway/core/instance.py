@@ -34,6 +34,7 @@ class Instance:
         "residents",
         "returned_at_s",
         "room",
+        "seen",
         "serving",
         "slots",
         "spec",
@@ -72,6 +73,7 @@ class Instance:
         self.serving: Serving | None = None  # where it is listed, None while it takes no new work
         self.room: tuple[int, ...] = ()  # by sequences in flight: how many class ranks, tightest first, may start one more
         self.version = 0  # the fleet's, when something last began, answered or ended here
+        self.seen: Any = None  # the controller's own: what it saw since its last look
         self.load: Any = None  # the predictor's own: what it knows of this instance
         self.offered_ranks = 0  # the ranks it is listed as open for now
 

@@ -167,6 +167,7 @@ class Queues:
         self._settings = settings
         self._policy = policy
         self.by_model: dict[str, ModelQueues] = {}
+        self.waiting = 0  # anywhere
         self._limits: dict[str, QueueLimits] = {c.name: c.limits for c in settings.classes}
 
     def of(self, model: str) -> ModelQueues:
@@ -194,6 +195,7 @@ class Queues:
         lane = queues.late if ticket.late else queues.lanes[ticket.tag.rank]
         lane.push(ticket, self._policy.order(ticket))
         queues.waiting += 1
+        self.waiting += 1
 
     def remove(self, ticket: Ticket) -> None:
         """It leaves without a place."""
@@ -201,6 +203,7 @@ class Queues:
         if lane is not None:
             lane.remove(ticket)
             self.by_model[lane.model].waiting -= 1
+            self.waiting -= 1
 
     def took(self, ticket: Ticket) -> None:
         """It leaves for a place."""
@@ -208,6 +211,7 @@ class Queues:
         if lane is not None:
             lane.took(ticket)
             self.by_model[lane.model].waiting -= 1
+            self.waiting -= 1
 
     def late(self, ticket: Ticket) -> None:
         """It can no longer be saved: behind all that can."""
@@ -234,7 +238,7 @@ class Queues:
         """Requests waiting for `model` in classes as tight as `rank` or tighter: what stands before a new one."""
         return sum(lane.requests for lane in self.of(model).lanes if lane.rank <= rank)
 
-    def waiting(self) -> Iterator[Ticket]:
+    def tickets(self) -> Iterator[Ticket]:
         """Everything that waits, anywhere."""
         for queues in self.by_model.values():
             for lane in (*queues.lanes, queues.late):
@@ -259,10 +263,11 @@ class Queues:
 
     def change(self, settings: CoreSettings) -> list[Ticket]:
         """Other classes or weights: everybody stands in line anew. Tickets of classes that are no more are given back."""
-        tickets = list(self.waiting())
+        tickets = list(self.tickets())
         self._settings = settings
         self._limits = {c.name: c.limits for c in settings.classes}
         self.by_model.clear()
+        self.waiting = 0
         ranks = {c.name: c.rank for c in settings.classes}
         lost: list[Ticket] = []
         for ticket in sorted(tickets, key=lambda t: t.queued_at_s):

@@ -5,7 +5,7 @@ A decision costs a few appends here; words are found only in `tell`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Ticket
@@ -18,23 +18,23 @@ MAX_STEPS = 64
 
 
 class Trails:
-    """The tickets of the last `size` requests, by id. What happened to one is its ticket's `trail`: when, what, with which value, on which
+    """The tickets of the last `size` requests. What happened to one is its ticket's `trail`: when, what, with which value, on which
     instance, in order. Nothing in it leads back to the ticket, or only the garbage collector could free what is forgotten."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self._kept: OrderedDict[str, Ticket] = OrderedDict()
+        self._kept: deque[Ticket] = deque(maxlen=size)
+
+    def resize(self, size: int) -> None:
+        """Keep so many from now on."""
+        self._kept = deque(self._kept, size)
 
     def of(self, request_id: str) -> Ticket | None:
-        """None when it is unknown or forgotten."""
-        return self._kept.get(request_id)
+        """None when it is unknown or forgotten. Of several under one id the newest."""
+        return next((ticket for ticket in reversed(self._kept) if ticket.request.request_id == request_id), None)
 
     def begin(self, ticket: Ticket) -> None:
-        """A request has arrived. One that comes under an id used before takes its place."""
-        kept = self._kept
-        kept[ticket.request.request_id] = ticket
-        if len(kept) > self.size:
-            kept.popitem(last=False)
+        """A request has arrived."""
+        self._kept.append(ticket)
 
     def add(self, ticket: Ticket, what: str, now_s: float, value: Any = None) -> None:
         """queued, late, degraded, gone: it happened."""

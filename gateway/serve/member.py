@@ -30,7 +30,8 @@ from gateway.config.load import ConfigError, Loaded
 from gateway.serve.accounts import Teller
 from gateway.serve.adviser import Pieces
 from gateway.serve.link import VERSION, Link, LinkError
-from gateway.serve.process import drain, settled
+from gateway.serve.memory import settled
+from gateway.serve.process import drain
 from gateway.serve.public_port import PublicPort
 from gateway.serve.views import WorkerViews
 from gateway.serve.worker import Seat, Worker

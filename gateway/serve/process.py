@@ -1,4 +1,4 @@
-"""One worker that is the whole gateway: its ports, signals and draining, and the garbage collector kept out of the way.
+"""One worker that is the whole gateway: its ports, signals and draining.
 
 SIGTERM and SIGINT drain: readiness says no at once, new requests are taken a little longer, running answers may finish within `drain`; a
 second signal ends it at once. SIGHUP reads the configuration again. Exit status 0, or 1 when an answer had to be cut. Several workers are
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -18,7 +16,11 @@ from collections.abc import Callable
 import uvloop
 
 from gateway.config.load import Loaded
+<<<<<<< HEAD
 from gateway.serve.adviser import Adviser
+=======
+from gateway.serve.memory import settled
+>>>>>>> main
 from gateway.serve.port import admin_server, listen
 from gateway.serve.public_port import PublicPort
 from gateway.serve.reloading import reload_and_tell, watch
@@ -96,16 +98,6 @@ async def _run(
     if worker.sharing is not None:
         await worker.sharing.stop()
     return 1 if cut else 0
-
-
-def settled() -> None:
-    """What exists now lives as long as the process: no collection need ever look at it again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-    # What was needed to get here (a configuration's text, a model's file) goes back to the system, where the C library knows how.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def drain(worker: Worker, views: WorkerViews, port: PublicPort, now: asyncio.Event) -> int:

@@ -30,7 +30,11 @@ from gateway.live import Live
 from gateway.measure.attainment import Attainment, edges_of
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
+<<<<<<< HEAD
 from gateway.serve.second_opinion import Advises, SecondOpinion
+=======
+from gateway.serve.memory import Ebb, trim
+>>>>>>> main
 from gateway.serve.sharing import Sharing, worker_name
 from gateway.state.learnt_file import LearntFile
 from gateway.telemetry.otlp import Otlp, OtlpSettings
@@ -103,6 +107,7 @@ class Worker:
             self.learnt = LearntFile(self.predictor, state.learnt_file, self._controls)
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
+        self._ebb = Ebb()
         self._wake_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -227,7 +232,10 @@ class Worker:
         self._tick_timer = self.loop.call_later(TICK_S, self._tick)
         try:
             self.live.tick()
-            self.attainment.tick(time.monotonic())
+            now_s = time.monotonic()
+            self.attainment.tick(now_s)
+            if self._ebb.due(self.front.exchanges, sum(i.in_flight for i in self.live.core.fleet.by_id.values()), now_s):
+                trim()
         except Exception:
             log.exception("the tick of the gateway failed")
 

@@ -58,7 +58,7 @@ class Front:
         self.draining = False
         self.quotas: Quotas | None = None  # of API keys, when any has one
         self.closed = False  # what the workers share is lost, and the configuration says not to go on without
-        self.exchanges = 0
+        self.exchanges = 0  # that are over
         self.onward: Callable[[bytes, str], bytes] = lambda traceparent, request_id: traceparent
         self.on_attempt_failed: Callable[[Placement, FailReason], None] = lambda placement, reason: None
         self._per_ip: Counter[str] = Counter()
@@ -136,6 +136,7 @@ class Front:
 
     def done(self, exchange: Exchange) -> None:
         """A request is over, whatever became of it."""
+        self.exchanges += 1
         if exchange.key_id:
             self._per_key[exchange.key_id] -= 1
             exchange.key_id = ""

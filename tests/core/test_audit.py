@@ -51,7 +51,7 @@ class Audited(Core):
                 assert ticket.lane is None, "runs and waits"
                 assert id(ticket) not in seen, "in two places"
                 seen.add(id(ticket))
-        for ticket in self.queues.waiting():
+        for ticket in self.queues.tickets():
             assert id(ticket) not in seen, "runs and waits"
             assert not ticket.gone
         for queues in self.queues.by_model.values():

@@ -111,16 +111,16 @@ class World:
         for _ in range(500):
             if not self.running:
                 self.play("tick", 0, 0.001)
-                assert self.running or not list(self.core.queues.waiting()), "somebody waits and everything is idle"
+                assert self.running or not list(self.core.queues.tickets()), "somebody waits and everything is idle"
             if not self.running:
                 self.play("tick", 0, 5.0)
-                if not self.running and not any(True for _ in self.core.queues.waiting()):
+                if not self.running and not any(True for _ in self.core.queues.tickets()):
                     break
             for placement in list(self.running.values()):
                 if id(placement.ticket) in self.running:
                     self.play("finish", 0, 0.001)
         assert not self.running
-        assert not list(self.core.queues.waiting())
+        assert not list(self.core.queues.tickets())
         assert all(not q.waiting for q in self.core.queues.by_model.values())
         assert all(not i.in_flight and not i.residents and not i.forming for i in self.core.fleet.by_id.values())
         assert not self.core.fleet.leaving

@@ -59,6 +59,10 @@ def test_what_decides_is_read(size: int) -> None:
         (b"\xef\xbb\xbf" + chat(), "invalid_json"),
         (chat() + b"x", "invalid_json"),
         (b'{"model":"m","messages":[],"temperature":NaN}', "invalid_json"),
+        (b'{"model":"m","messages":[],"temperature":-Infinity}', "invalid_json"),
+        (chat() + chat(), "invalid_json"),
+        (chat(messages=[{"role": "user", "content": "\ud800"}]), "invalid_json"),
+        (b'{"model":"m","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json"),
         (b'{"model":"m","messages":[],"model":"n"}', "duplicate_key"),
         (b'{"model":"m","messages":[],"mod\\u0065l":"n"}', "duplicate_key"),
@@ -94,6 +98,9 @@ def test_what_is_wrong_is_400_and_never_repeated(raw: bytes, code: str) -> None:
     [
         chat(temperature=1e300, seed=10**400),
         b'{"model":"m","messages":[],"x":1e999}',
+        b'{"model":"m","messages":[],"x":%b}' % (b"7" * 5000),
+        b'{"model":"m","messages":[],"x":"\xff\xfe"}',  # the engine's 400 is told as 400
+        b'{"model":"m","messages":[{"role":"user","content":%b}]}' % (b"[" * 900 + b"]" * 900),
         chat(logit_bias={"a": "\ud83d\ude00"}),
         b' {\n "model" : "m" ,\t"messages" : [ ] }\r\n',
         b'{"mod\\u0065l":"m","messages":[]}',

@@ -253,7 +253,7 @@ def test_best_value_serves_who_is_late_only_where_nobody_minds() -> None:
     core = core_of("best_value", TWO[:1])
     tight(core, 2)
     assert long_document(core, "hopeless", e2e_s=1.0) == ""
-    [queued] = core.queues.waiting()
+    [queued] = core.queues.tickets()
     assert queued.late
     ended = [core.finished(placement, made.completed(), 11.0) for placement in list(core.fleet.by_id["premium/a"].residents)]
     assert ended[-1][0].placement.ticket is queued
