@@ -35,7 +35,7 @@ STRENGTH, MOST_STRENGTH = 0.5, 4.0
 SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
-LONGEST_PAUSE, LONGEST_PAUSE_OF_NAMELESS = 64, 32
+LONGEST_PAUSE = 64
 # Look and second opinion are both right or both wrong more often than by chance: how much of what they say together is believed
 # (training/second.py's temperature of both), and over how many opinions their mean is taken.
 TOGETHER = 0.65
@@ -86,15 +86,10 @@ class App:
             self.pause, self.due = 1, 0
         elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
             self.due = self.pause
-<<<<<<< HEAD
-            self.pause = min(self.pause * 2, LONGEST_PAUSE if named else LONGEST_PAUSE_OF_NAMELESS)
+            self.pause = min(self.pause * 2, LONGEST_PAUSE)
         advice = None if disagrees or mixed or not named else self.advice
         self.heeds = advice is not None
         if mixed or not named or not (looks or advice):
-=======
-            self.pause = min(self.pause * 2, LONGEST_PAUSE)
-        if mixed or not named or not looks:
->>>>>>> main
             return probabilities
         if advice is not None:
             before = _advised(before, advice, looks)

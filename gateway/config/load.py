@@ -229,6 +229,8 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
     if settings.classify.second_opinion and not sentence_model.is_installed():
         problem = f"there is no sentence model to give one: {sentence_model.REMEDY}"
         wrong.append((("classify", "second_opinion"), problem, "", []))
+    if settings.classify.second_opinion and not settings.classify.learned:
+        wrong.append((("classify", "second_opinion"), "with learned: false there is no first opinion", "", []))
     for name in settings.classes:
         expect(name, catalog.classes, "an experience class", "classes", name)
     for at, name in enumerate(settings.coalesce.classes):

@@ -16,11 +16,8 @@ from collections.abc import Callable
 import uvloop
 
 from gateway.config.load import Loaded
-<<<<<<< HEAD
 from gateway.serve.adviser import Adviser
-=======
 from gateway.serve.memory import settled
->>>>>>> main
 from gateway.serve.port import admin_server, listen
 from gateway.serve.public_port import PublicPort
 from gateway.serve.reloading import reload_and_tell, watch

@@ -30,11 +30,8 @@ from gateway.live import Live
 from gateway.measure.attainment import Attainment, edges_of
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
-<<<<<<< HEAD
-from gateway.serve.second_opinion import Advises, SecondOpinion
-=======
 from gateway.serve.memory import Ebb, trim
->>>>>>> main
+from gateway.serve.second_opinion import Advises, SecondOpinion
 from gateway.serve.sharing import Sharing, worker_name
 from gateway.state.learnt_file import LearntFile
 from gateway.telemetry.otlp import Otlp, OtlpSettings

@@ -181,6 +181,13 @@ def test_a_sentence_model_that_is_not_there_is_told_before_the_start(monkeypatch
         of_settings(Settings.model_validate(wanted))
 
 
+def test_a_second_opinion_needs_a_first_one() -> None:
+    pools = {"p": {"tier": "premium", "model": "m", "instances": ["http://a"]}}
+    wanted = {"models": [{"name": "m"}], "pools": pools, "classify": {"second_opinion": True, "learned": False}}
+    with pytest.raises(ConfigError, match="there is no first opinion"):
+        of_settings(Settings.model_validate(wanted))
+
+
 def test_too_many_questions_are_dropped_and_an_odd_one_tells_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advisers, "MOST_WAITING", 3)
 
