@@ -102,7 +102,7 @@ class Words(dict[str, int]):
         super().__init__((word, row) for row, word in enumerate(words))
         self.rows = len(words)
         # Most words have no mark: those that are of letters of ours alone.
-        self.marks = np.array([PLAIN if word.isascii() and word.isalpha() else mark_of(word) for word in words], np.uint8)
+        self.marks = bytes(PLAIN if word.isascii() and word.isalpha() else mark_of(word) for word in words)
 
     @classmethod
     def load(cls, path: Path) -> Words:

@@ -123,9 +123,9 @@ def look(raw: bytes, endpoint: Endpoint) -> None:
     assert len(seen.structure) == len(STRUCTURE)
     assert len(seen.starts) == len(seen.places) >= 1
     assert seen.starts[0] == 0
-    words, opened = seen.rows[: -len(seen.starts)], seen.rows[-len(seen.starts) :]
-    assert (seen.starts < len(words)).all()
-    assert (words < WORDS.rows).all()
+    opened, words = seen.rows[seen.starts], [row for at, row in enumerate(seen.rows) if at not in set(seen.starts)]
+    assert len(words) >= len(opened)
+    assert max(words) < WORDS.rows
     assert ((seen.places >= 0) & (seen.places < PLACES)).all()
     assert ((opened >= WORDS.rows) & (opened < WORDS.rows + OPENINGS)).all()
 
