@@ -87,13 +87,14 @@ def _sentences(ids: list[int], marks: bytes, bounds: list[int], zones: list[int]
         zone = zones[index]
         lengths = list(map(len, _SENTENCES(marks, begin, end)))
         stands = _stands(zone, zone == before, index + 1 < len(zones) and zones[index + 1] == zone, len(lengths))
-        for length, stand in zip(lengths, stands, strict=True):
+        for length, stand in zip(lengths, stands, strict=False):  # of one length; to have it checked costs as much as the rest of the line
+            following = begin + length
+            said = ids[begin:following]
             starts.append(len(rows))
             places.append(stand + _LENGTH[length])
-            second = ids[begin + 1] if length > 1 else 0
-            rows.append(words + ((ids[begin] * 31_337 + second * 7_919) & (OPENINGS - 1)))
-            rows += ids[begin : begin + length]
-            begin += length
+            rows.append(words + ((said[0] * 31_337 + (said[1] * 7_919 if length > 1 else 0)) & (OPENINGS - 1)))
+            rows += said
+            begin = following
         before = zone
     return rows, starts, places
 
@@ -120,6 +121,10 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
             if end == 0:
                 begin = bounds[index - 1] if index else 0
             end = bounds[index]
+    has_fim_marker = False
+    for zone, text in seen.pieces:
+        if zone == LAST and _FIM_MARKER(text):
+            has_fim_marker = True
     last = marks[begin:end]
     head, tail = last[:EDGE_WORDS], last[-EDGE_WORDS:]
     ending = last[-8:]
@@ -132,7 +137,7 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
         endpoint is Endpoint.MESSAGES,
         endpoint is Endpoint.EMBEDDINGS,
         body.has_suffix or "suffix" in fields,
-        any(_FIM_MARKER(text) for zone, text in seen.pieces if zone == LAST),
+        has_fim_marker,
         "tools" in fields,
         log2(seen.tool_count + 1.0),
         "response_format" in fields or "text" in fields,
@@ -164,25 +169,20 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
         CODE in ending[-1:] or FENCE in ending[-1:],
         last.count(QUOTE) / count,
     )
-    row: NDArray[np.float32] = np.concatenate(
-        (np.frombuffer(figures, np.float32), _size_row(_TOTALS, body.text_bytes), _size_row(_LASTS, seen.last_chars))
-    )
-    return row
+    return np.frombuffer(figures + _size_row(_TOTALS, body.text_bytes) + _size_row(_LASTS, seen.last_chars), np.float32)
 
 
 _figures = Struct(f"{FIGURES}f").pack  # half the time of an array made of a list
 
 
-def _size_rows(octaves: NDArray[np.float32]) -> NDArray[np.float32]:
+def _size_rows(octaves: NDArray[np.float32]) -> list[bytes]:
     """A row for each eighth of an octave: how far a size is above each of the octaves, 0..1."""
     sizes = np.arange(SIZE_STEPS, dtype=np.float32)[:, None] / 8.0
-    rows: NDArray[np.float32] = np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)
-    return rows
+    return [row.tobytes() for row in np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)]
 
 
-def _size_row(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    row: NDArray[np.float32] = rows[min(int(log2(size + 2.0) * 8.0), SIZE_STEPS - 1)]
-    return row
+def _size_row(rows: list[bytes], size: int) -> bytes:
+    return rows[min(int(log2(size + 2.0) * 8.0), SIZE_STEPS - 1)]
 
 
 SIZE_STEPS = 256
