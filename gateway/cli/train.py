@@ -29,9 +29,6 @@ NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--temperature", type=click.FloatRange(0.1, 10), help="What scores are divided by; found by --folds when left out.")
 @click.option("--across", is_flag=True, help="Judge each set by a model trained on all the others too.")
 @click.option("--rivals/--no-rivals", default=True, show_default=True, help="Judge keyword rules and TF-IDF beside it.")
-@click.option(
-    "--heads", type=click.IntRange(1, 8), default=1, show_default=True, help="Fits from different seeds, side by side in one model."
-)
 @click.option("--epochs", type=click.IntRange(1, 200), default=16, show_default=True, help="How often all rows are gone through.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--second", is_flag=True, help="Fit the head of the second opinion instead (needs the embeddings extra).")
@@ -91,7 +88,7 @@ def _from_log(logs: tuple[Path, ...], out: Path | None) -> dict[str, Any]:
 
 
 def _from_rows(
-    data: tuple[Path, ...], out: Path | None, quiet: bool, *, folds: int, across: bool, heads: int, epochs: int, seed: int,
+    data: tuple[Path, ...], out: Path | None, quiet: bool, *, folds: int, across: bool, epochs: int, seed: int,
     bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, temperature: float | None, second: bool,
     **_: Any,
 ) -> dict[str, Any]:  # fmt: skip
@@ -111,7 +108,7 @@ def _from_rows(
         task = bar.add_task("reading", total=None)
         rows, made = _rows(data, bank, composed, seed)
         trial = (SecondTrial if second else Trial)(
-            rows, made, Table.load(SHIPPED_WORDS), shipped_catalog(), Costs(), Recipe(epochs=epochs), heads, seed, _shares(shares), rivals,
+            rows, made, Table.load(SHIPPED_WORDS), shipped_catalog(), Costs(), Recipe(epochs=epochs), seed, _shares(shares), rivals,
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )  # fmt: skip
         report: dict[str, Any] = {"rows": len(rows), "composed": len(made), "sets": _sets(rows)}
