@@ -98,7 +98,8 @@ class ExperienceClass(ConfigModel):
     ceiling: Ratio
     """its work starts on an instance only while that is less saturated than this"""
     worth: Factor = 1.0
-    """what keeping one of its promises is worth beside those of other classes, where not all can be kept"""
+    """how many times over others pay for delaying its answers, where those stream most; above 1 keeps up to a third of alike
+    instances for it while it is busy"""
     tiers: tuple[Name, ...] = Field(min_length=1)
     """preferred first"""
     refusable: Flag = True

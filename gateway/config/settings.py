@@ -226,7 +226,8 @@ class ClassChange(ConfigModel):
     ceiling: Ratio | None = None
     """its work starts on an instance only while that is less saturated than this"""
     worth: Factor | None = None
-    """what keeping one of its promises is worth beside those of other classes, where not all can be kept"""
+    """how many times over others pay for delaying its answers, where those stream most; above 1 keeps up to a third of alike
+    instances for it while it is busy"""
     tiers: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """preferred first"""
     refusable: Flag | None = None

@@ -70,7 +70,8 @@ class Core:
         """A request with its deadlines. It stands nowhere yet."""
         class_ = self._classes.get(tag.experience_class)
         ticket = ticket_of(request, tag, class_, self.predictor, handle)
-        ticket.weight = self.shares.worth(request.tenant) * (class_.worth if class_ is not None else 1.0)
+        ticket.weight = self.shares.worth(request.tenant)
+        ticket.worth = class_.worth if class_ is not None else 1.0
         return ticket
 
     def arrived(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> list[Action]:
@@ -153,7 +154,7 @@ class Core:
 
     def _degrade(self, ticket: Ticket, class_: ClassPolicy, now_s: float) -> list[Action]:
         loosen(ticket, class_)
-        ticket.weight = self.shares.worth(ticket.request.tenant) * class_.worth
+        ticket.worth = class_.worth
         self.trails.add(ticket, "degraded", now_s, class_.name)
         self.queues.push(ticket)
         return [Degrade(ticket, ticket.tag), *self._fill(ticket.model, now_s)]

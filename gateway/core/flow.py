@@ -136,6 +136,7 @@ class Ticket:
     expires_at_s: float = 0.0  # end of its time to live in the queue
     seen_version: int = -1  # of the fleet, when no place was found: until an instance changes, none will be; < 0 = not looked yet
     weight: float = 1.0  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
+    worth: float = 1.0  # its class's
     stake_per_s: float = 0.0  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
     lane: Any = None  # where it waits: core/queues' own, None = it does not
     trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
@@ -326,7 +327,7 @@ class ClassPolicy:
     limits: QueueLimits = field(default_factory=QueueLimits)
     refusable: bool = True  # deferred and batch are refused for queue limits and TTL only, never for load
     targets: SloTargets | None = None  # the class's own tolerances, applied when a request is degraded into it
-    worth: float = 1.0  # of a promise kept, beside those of other classes, where not all can be
+    worth: float = 1.0  # times what delaying its answers costs, others pay where those stream most (core/reserve)
 
 
 @dataclass(frozen=True, slots=True)

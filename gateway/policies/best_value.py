@@ -1,8 +1,8 @@
 """Best value: the instance where keeping this promise is worth most beside what it takes from the promises already made there.
 
 Worth is the likelihood that first token, gaps and end are all in time. The price is the engine time the request takes, at what a second of
-delay costs the residents: a toll by congestion, so that long prompts keep away from where tight answers stream, and in overload those who
-ask for least are served. What is worth less than its price waits while it can be saved, and then takes only what nobody misses.
+delay costs the residents, or the class an instance is kept for: so long prompts keep away from where tight answers stream, and in overload
+those who ask for least are served. What is worth less waits while it can be saved, and then takes only what nobody misses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from gateway.core.flow import Ticket
 from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
+from gateway.core.reserve import Reserve
 
 # All flat in the simulator (docs/simulate.md).
 TOLL = 3.0  # delays breed delays: who is held up stays longer, in the way of those who come next
@@ -19,15 +20,14 @@ EDGE = 9.0 ** (1 / 6)  # of a promise: where the odds that it is kept are even
 USD = 0.005  # likelihood that a dollar an hour has to be worth
 
 
-def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
-    """Lengths spread as in traces: the end is in time with odds (time left / time predicted)^2. First tokens and gaps are known better:
-    the odds are 9 to 1 where the cautious prediction just holds, and change with its sixth power."""
+def place(ticket: Ticket, fleet: Fleet, now_s: float, reserve: Reserve) -> Instance | Verdict:
+    """Odds of the end: (time left / predicted)^2, as lengths spread; of first token and gaps: 9 to 1 where they just hold, to the sixth."""
     late, weight = ticket.late, ticket.weight
     left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
     itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
     most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
-    best: Instance | None = None
-    best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
+    prices_per_s = reserve.prices_per_s(ticket, fleet, now_s)
+    best, best_value, best_odds = None, 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
     for instance, (ttft_s, itl_s, e2e_s, work_s), _, tightest_itl_s in fleet.consider(ticket, now_s):
         if itl_s > most_s or itl_s > tightest_itl_s:
             continue
@@ -35,7 +35,8 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
         gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
         ends, flows = 1.0 + end * end, 1.0 + gap * gap
         likely = weight / (ends * flows * (1.0 + first * first))
-        value = likely - TOLL * instance.stake_per_s * work_s - USD * instance.usd_per_hour
+        kept_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
+        value = likely - TOLL * max(instance.stake_per_s, kept_per_s) * work_s - USD * instance.usd_per_hour
         if late:
             value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s
         if value > best_value:
@@ -49,5 +50,10 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
 
 
 def policy(chance: Chance) -> Policy:
-    """Its urgency is slack against the promise."""
-    return Policy(place=place, urgency=lambda ticket, now_s: ticket.slack_s(now_s) / ticket.tag.targets.ttft_s)
+    """Its urgency is slack against the promise; it remembers where a class that is worth more streams."""
+    reserve = Reserve()
+    return Policy(
+        lambda ticket, fleet, now_s: place(ticket, fleet, now_s, reserve),
+        urgency=lambda ticket, now_s: ticket.slack_s(now_s) / ticket.tag.targets.ttft_s,
+        learn=reserve.learn,
+    )
