@@ -22,12 +22,12 @@ USD = 0.005  # likelihood that a dollar an hour has to be worth
 
 def place(ticket: Ticket, fleet: Fleet, now_s: float, reserve: Reserve) -> Instance | Verdict:
     """Odds of the end: (time left / predicted)^2, as lengths spread; of first token and gaps: 9 to 1 where they just hold, to the sixth."""
-    late, weight = ticket.late, ticket.weight
+    late, weight, prices_per_s = ticket.late, ticket.weight, reserve.prices_per_s(ticket, fleet, now_s)
     left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
     itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
     most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
-    prices_per_s = reserve.prices_per_s(ticket, fleet, now_s)
-    best, best_value, best_odds = None, 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
+    best: Instance | None = None
+    best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
     for instance, (ttft_s, itl_s, e2e_s, work_s), _, tightest_itl_s in fleet.consider(ticket, now_s):
         if itl_s > most_s or itl_s > tightest_itl_s:
             continue
