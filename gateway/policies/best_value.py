@@ -1,59 +1,59 @@
 """Best value: the instance where keeping this promise is worth most beside what it takes from the promises already made there.
 
-Worth is the likelihood that first token, gaps and end are all in time. The price is the engine time the request takes, at what a second of
-delay costs the residents, or the class an instance is kept for: so long prompts keep away from where tight answers stream, and in overload
-those who ask for least are served. What is worth less waits while it can be saved, and then takes only what nobody misses.
-"""
+Worth is the likelihood that first token, gaps and end are all in time; of the end's, more than enough counts only after misses of late. The
+price is the engine time it takes, at what a second of delay costs the residents, or the class that an instance is kept for: long prompts
+keep away from tight answers. What is worth less waits while it can be saved, and then takes only what nobody misses."""
 
 from __future__ import annotations
 
-from gateway.core.flow import Ticket
+from gateway.core.budget import Budget
+from gateway.core.flow import Outcome, Placement, Ticket
 from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 from gateway.core.reserve import Reserve
 
 # All flat in the simulator (docs/simulate.md).
 TOLL = 3.0  # delays breed delays: who is held up stays longer, in the way of those who come next
-LEAST = 0.3  # likelihood below which an engine's time is better kept for somebody else
-IDLE = 0.05  # what serving somebody late is worth
+ENOUGH = 0.9  # odds of the end, which are wide: on a calm fleet 99 in 100 of what is predicted so are in time
+LEAST, IDLE = 0.3, 0.05  # likelihood below which an engine's time is better kept for somebody else; what serving somebody late is worth
 EDGE = 9.0 ** (1 / 6)  # of a promise: where the odds that it is kept are even
 USD = 0.005  # likelihood that a dollar an hour has to be worth
 
 
-def place(ticket: Ticket, fleet: Fleet, now_s: float, reserve: Reserve) -> Instance | Verdict:
-    """Odds of the end: (time left / predicted)^2, as lengths spread; of first token and gaps: 9 to 1 where they just hold, to the sixth."""
-    late, weight, prices_per_s = ticket.late, ticket.weight, reserve.prices_per_s(ticket, fleet, now_s)
-    left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
-    itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
-    most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
-    best: Instance | None = None
-    best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
-    for instance, (ttft_s, itl_s, e2e_s, work_s), _, tightest_itl_s in fleet.consider(ticket, now_s):
-        if itl_s > most_s or itl_s > tightest_itl_s:
-            continue
-        end = (e2e_s - ttft_s) / (left_s - ttft_s if left_s > ttft_s else 1e-6)
-        gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
-        ends, flows = 1.0 + end * end, 1.0 + gap * gap
-        likely = weight / (ends * flows * (1.0 + first * first))
-        kept_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
-        value = likely - TOLL * max(instance.stake_per_s, kept_per_s) * work_s - USD * instance.usd_per_hour
-        if late:
-            value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s
-        if value > best_value:
-            best, best_value, best_odds = instance, value, (likely, ends, flows)
-    if best is None:
-        return WAIT if late or fleet.savable(ticket, now_s) else LATE
-    likely, ends, flows = best_odds
-    gaps_s = max(ticket.expected_output_tokens, 4.0) * itl_target_s
-    ticket.stake_per_s = likely * (2.0 * (1.0 - 1.0 / ends) / left_s + 6.0 * (1.0 - 1.0 / flows) / gaps_s)
-    return best
-
-
 def policy(chance: Chance) -> Policy:
-    """Its urgency is slack against the promise; it remembers where a class that is worth more streams."""
-    reserve = Reserve()
-    return Policy(
-        lambda ticket, fleet, now_s: place(ticket, fleet, now_s, reserve),
-        urgency=lambda ticket, now_s: ticket.slack_s(now_s) / ticket.tag.targets.ttft_s,
-        learn=reserve.learn,
-    )
+    """It remembers where a class that is worth more streams, and what has missed."""
+    reserve, budget = Reserve(), Budget()
+
+    def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
+        # Odds of the end: (time left / predicted)^2, as lengths spread; of first token and gaps: 9 to 1 where they just hold, to the sixth.
+        late, weight, prices_per_s = ticket.late, ticket.weight, reserve.prices_per_s(ticket, fleet, now_s)
+        left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
+        itl_target_s, calm_ratio = ticket.itl_target_s or ticket.tag.targets.itl_s, budget.left_ratio(ticket.model)
+        most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
+        best: Instance | None = None
+        best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
+        for instance, (ttft_s, itl_s, e2e_s, work_s), _, tightest_itl_s in fleet.consider(ticket, now_s):
+            if itl_s > most_s or itl_s > tightest_itl_s:
+                continue
+            end = (e2e_s - ttft_s) / (left_s - ttft_s if left_s > ttft_s else 1e-6)
+            gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
+            ends, flows = 1.0 + end * end, 1.0 + gap * gap
+            likely = weight / (ends * flows * (1.0 + first * first))
+            worth = likely * (1.0 - calm_ratio * (1.0 - ENOUGH * ends)) if ENOUGH * ends < 1.0 else likely
+            kept_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
+            value = worth - TOLL * max(instance.stake_per_s, kept_per_s) * work_s - USD * instance.usd_per_hour
+            value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s if late else 0.0
+            if value > best_value:
+                best, best_value, best_odds = instance, value, (likely, ends, flows)
+        if best is None:
+            return WAIT if late or fleet.savable(ticket, now_s) else LATE
+        likely, ends, flows = best_odds
+        gaps_s = max(ticket.expected_output_tokens, 4.0) * itl_target_s
+        ticket.stake_per_s = likely * (2.0 * (1.0 - 1.0 / ends) / left_s + 6.0 * (1.0 - 1.0 / flows) / gaps_s)
+        return best
+
+    def learn(placement: Placement, outcome: Outcome) -> None:
+        reserve.learn(placement, outcome)
+        budget.learn(placement, outcome)
+
+    return Policy(place, urgency=lambda ticket, now_s: ticket.slack_s(now_s) / ticket.tag.targets.ttft_s, learn=learn)
