@@ -24,6 +24,7 @@ from gateway.core.flow import (
     Mode,
     Outcome,
     Placement,
+    Prediction,
     Refuse,
     RefuseReason,
     Request,
@@ -384,7 +385,7 @@ class Core:
         spec, considered, prediction = instance.spec, self.fleet.considered, None
         for one in reversed(considered):
             if one[0] is instance:
-                prediction = one[1]
+                prediction = Prediction(*one[1:5])
                 break
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:
