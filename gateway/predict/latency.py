@@ -284,14 +284,15 @@ class Load:
         self.prompt_tokens += note.context_tokens
         self.steps_at_first += steps * sequences
         note.first_steps = steps
-        self._weigh()
         self.pace_prefilled += note.new_k
+        self._weigh()
 
     def ends(self, placement: Placement, now_s: float) -> None:
         """It is over, however it ended."""
         note: Note = placement.features
         if note.first_steps >= 0:
-            self.shown -= note.seen
+            if note.seen:
+                self.shown -= 1
             self.decoding = decoding = self.decoding - note.sequences
             self.prompt_tokens -= note.context_tokens
             self.steps_at_first -= note.first_steps * note.sequences

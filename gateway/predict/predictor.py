@@ -99,7 +99,10 @@ class LearningPredictor:
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
         load: Load = instance.load or self._meet(instance)
-        load.look(instance.residents, now_s)
+        if load.shown:
+            load.look(instance.residents, now_s)
+        elif load.at_s < now_s:
+            load.advance(now_s)
         if now_s - load.fresh_at_s > FRESH_S:
             load.refresh(now_s)
         request, warm_tokens = placement.ticket.request, 0.0
