@@ -25,6 +25,18 @@ def _times(rows: list[list[float]], x: list[float]) -> list[float]:
     return [sum(map(mul, row, x)) for row in rows]
 
 
+def _less(rows: list[list[float]], y: list[float], x: list[float]) -> list[list[float]]:
+    """The matrix less y times x."""
+    if len(x) == 4:
+        a, b, c, d = x
+        return [[p - g * a, q - g * b, r - g * c, s - g * d] for (p, q, r, s), g in zip(rows, y, strict=True)]
+    if len(x) == 6:
+        a, b, c, d, e, f = x
+        rows_y = zip(rows, y, strict=True)
+        return [[p - g * a, q - g * b, r - g * c, s - g * d, t - g * e, u - g * f] for (p, q, r, s, t, u), g in rows_y]
+    return [[p - g * q for p, q in zip(row, x, strict=True)] for row, g in zip(rows, y, strict=True)]
+
+
 class Regression:
     """`y = weights . x`, learnt so that *relative* errors are small: a 40 ms answer off by 10 % counts as much as a 2 s one.
 
@@ -61,12 +73,11 @@ class Regression:
         doubt = NOISE_RATIO**2 + sum(map(mul, x, px))
         inverse, grow = 1.0 / doubt, 1.0 / self.forgetting
         miss = (1.0 - sum(map(mul, weights, x))) / doubt
+        self.covariance = covariance = _less(covariance, [p * inverse for p in px], px)
         for index, p in enumerate(px):
+            weight = weights[index] + p * miss
+            weights[index] = weight if weight > 0.0 else 0.0
             row = covariance[index]
-            if p:  # most prompts find nothing ahead of them and are read in one step: that says nothing of what more would cost
-                weight, gain = weights[index] + p * miss, p * inverse
-                weights[index] = weight if weight > 0.0 else 0.0
-                covariance[index] = row = [c - gain * other for c, other in zip(row, px, strict=True)]
             # Forgetting widens what the samples say nothing about without end; the prior's own doubt is doubt enough.
             wider = row[index] * grow
             if wider < spread[index] * spread[index]:
