@@ -3,6 +3,8 @@
 An application repeats itself (its key, its system text, its tools, the rough size of its prompts), so its requests are looked at less and
 less: each of the first ones, then every second, fourth, ... Messages that clearly say something else bring the looking back; where they
 keep coming, the application is one that does many things, and each request is judged by itself.
+
+A second opinion (second.py) of some of its messages counts for all of them but those that clearly say something else.
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
 LONGEST_PAUSE = 64
+# Look and second opinion are both right or both wrong more often than by chance: how much of what they say together is believed
+# (training/second.py's temperature of both), and over how many opinions their mean is taken.
+TOGETHER = 0.65
+LEAST_ADVISED = 0.02
+LONGEST_ADVICE = 4
 # What a log told of an application counts as this many looks at most.
 MOST_LOOKS_TOLD = 8
 _PRIOR = 1.0 / len(KINDS)
@@ -43,7 +50,7 @@ LEAST_EVIDENCE = log(LEAST_PROBABILITY / _PRIOR)
 class App:
     """One application. `due`: how many requests are answered from memory before the next is looked at."""
 
-    __slots__ = ("above", "agreed", "below", "boundary", "due", "evidence", "looks", "pause")
+    __slots__ = ("above", "advice", "agreed", "below", "boundary", "due", "evidence", "heeds", "looks", "opinions", "pause")
 
     def __init__(self) -> None:
         self.evidence = [0.0] * len(KINDS)  # log ratios against chance
@@ -54,6 +61,9 @@ class App:
         self.below: Verdict | None = None  # for prompts shorter than `boundary` tokens
         self.above: Verdict | None = None
         self.boundary = 0.0
+        self.opinions = 0
+        self.advice: list[float] | None = None  # mean log ratios against chance, of second opinions
+        self.heeds = False  # what was believed last has the advice in it
 
     def is_told(self, counts: Sequence[int]) -> None:
         """How often its requests were tagged as each kind: what it starts from."""
@@ -77,17 +87,44 @@ class App:
         elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
             self.due = self.pause
             self.pause = min(self.pause * 2, LONGEST_PAUSE)
-        if mixed or not named or not looks:
+        advice = None if disagrees or mixed or not named else self.advice
+        self.heeds = advice is not None
+        if mixed or not named or not (looks or advice):
             return probabilities
+        if advice is not None:
+            before = _advised(before, advice, looks)
+            probabilities = [(p * exp(other)) ** TOGETHER for p, other in zip(probabilities, advice, strict=True)]
         # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
         most, bound = max(before), -min(looks * STRENGTH, MOST_STRENGTH)
         believed = [p * exp(max(old - most, bound)) for p, old in zip(probabilities, before, strict=True)]
         total = sum(believed)
         return [one / total for one in believed]
 
+    def is_advised(self, probabilities: Sequence[float]) -> bool:
+        """A second opinion of one of its messages; the next is looked at with it in mind. Does it change what the application is?"""
+        told = [log(max(p, LEAST_ADVISED) / _PRIOR) for p in probabilities]
+        before = self._known()
+        self.opinions += 1
+        advice = self.advice or [0.0] * len(KINDS)
+        share = 1.0 / min(self.opinions, LONGEST_ADVICE)
+        self.advice = [was + (now - was) * share for was, now in zip(advice, told, strict=True)]
+        self.due = 0
+        after = self._known()
+        return before.index(max(before)) != after.index(max(after))
+
+    def _known(self) -> list[float]:
+        return self.evidence if self.advice is None else _advised(self.evidence, self.advice, self.looks)
+
     def _is_settled(self) -> bool:
-        most = max(self.evidence)
-        return SETTLED_PROBABILITY * sum(exp(one - most) for one in self.evidence) <= 1.0
+        known = self._known()
+        most = max(known)
+        return SETTLED_PROBABILITY * sum(exp(one - most) for one in known) <= 1.0
+
+
+def _advised(evidence: Sequence[float], advice: Sequence[float], looks: int) -> list[float]:
+    """Evidence as if the advice had been there at each look."""
+    weight = WORTH * (1.0 - KEPT**looks) / (1.0 - KEPT)
+    return [one + weight * other for one, other in zip(evidence, advice, strict=True)]
 
 
 class Apps:

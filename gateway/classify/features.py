@@ -44,8 +44,8 @@ FIGURES = len(STRUCTURE) - len(_TOTAL_OCTAVES) - len(_LAST_OCTAVES)  # those bef
 
 
 class Features(NamedTuple):
-    """`rows` of a model's table: those of the words, then one for each sentence's opening. `starts`: where each sentence begins in them.
-    `places`: where each stands, below PLACES. `structure`: one figure for each name in STRUCTURE."""
+    """`rows` of a model's table: for each sentence that of its opening, then those of its words. `starts`: where each sentence begins in
+    them. `places`: where each stands, below PLACES. `structure`: one figure for each name in STRUCTURE."""
 
     rows: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -54,69 +54,52 @@ class Features(NamedTuple):
 
 
 def features(body: Body, words: Words) -> Features:
-    """All of a request that a model sees."""
+    """All of a request that a model sees. (Plain lists as far as they go: for so few figures each call of numpy costs what it saves.)"""
     seen = glance(body)
     look_up = words.__getitem__
-    rows: list[int] = []
+    ids: list[int] = []
     bounds: list[int] = []  # where each piece ends
     zones: list[int] = []
     end = 0
     for zone, text in seen.pieces:
-        rows += map(look_up, split(text))
-        if len(rows) > end:
-            end = len(rows)
+        ids += map(look_up, split(text))
+        if len(ids) > end:
+            end = len(ids)
             bounds.append(end)
             zones.append(zone)
-    if not rows:
-        rows, bounds, zones = [0], [1], [LAST]
-    ids = np.fromiter(rows, np.int64, len(rows))
-    marks = words.marks.take(ids)
-    sentences, places = _sentences((marks >= BREAK).nonzero()[0].tolist(), bounds, zones)
-    starts = np.array(sentences)
-    structure = _structure(body, seen, marks.tobytes(), bounds, zones)
-    return Features(np.concatenate((ids, openings(ids, starts, words.rows))), starts, np.array(places), structure)
+    if not ids:
+        ids, bounds, zones = [0], [1], [LAST]
+    marks = bytes(map(words.marks.__getitem__, ids))
+    rows, starts, places = _sentences(ids, marks, bounds, zones, words.rows)
+    structure = _structure(body, seen, marks, bounds, zones)
+    return Features(np.fromiter(rows, np.int64, len(rows)), np.array(starts), np.array(places), structure)
 
 
-def openings(ids: NDArray[np.int64], starts: NDArray[np.int64], words: int) -> NDArray[np.int64]:
-    """A row for the first two words of each sentence, behind those of the `words`: what is asked for stands there ("what does", "put
-    this")."""
-    rows = ids.take(starts)
-    rows *= 31_337
-    rows += ids.take(starts + 1, mode="clip") * 7_919
-    rows &= OPENINGS - 1
-    rows += words
-    return rows
-
-
-def _sentences(breaks: list[int], bounds: list[int], zones: list[int]) -> tuple[list[int], list[int]]:
-    """Where sentences begin, and where in its part each of them stands: zone, head or tail, from the start, from the end, length.
-    `breaks` are the words that close one. (A dozen sentences are too few for numpy.)"""
+def _sentences(ids: list[int], marks: bytes, bounds: list[int], zones: list[int], words: int) -> tuple[list[int], list[int], list[int]]:
+    """Rows, where sentences begin in them, and where in its part each of them stands: zone, head or tail, from the start, from the end,
+    length. The opening of a sentence is its first two words, since what is asked for stands there ("what does", "put this"); openings
+    have their rows behind those of the `words`."""
+    rows: list[int] = []
     starts: list[int] = []
     places: list[int] = []
-    breaks.append(bounds[-1])
-    next_break = begin = 0
-    before = -1  # the zone of the piece before
+    begin, before = 0, -1
     for index, end in enumerate(bounds):
         zone = zones[index]
-        first = len(starts)
-        starts.append(begin)
-        after = -1  # a mark and the line's end after it close one sentence, not two
-        while (at := breaks[next_break]) < end - 1:
-            if at != after:
-                starts.append(at + 1)
-            after = at + 1
-            next_break += 1
-        if at < end:
-            next_break += 1
-        is_tail = zone == before
-        is_cut = index + 1 < len(zones) and zones[index + 1] == zone
-        begins = starts[first:]
-        stands = _stands(zone, is_tail, is_cut, len(begins))
-        places += [stand + _LENGTH[following - start] for stand, start, following in zip(stands, begins, (*begins[1:], end), strict=True)]
-        begin, before = end, zone
-    return starts, places
+        lengths = list(map(len, _SENTENCES(marks, begin, end)))
+        stands = _stands(zone, zone == before, index + 1 < len(zones) and zones[index + 1] == zone, len(lengths))
+        for length, stand in zip(lengths, stands, strict=False):  # of one length; to have it checked costs as much as the rest of the line
+            following = begin + length
+            said = ids[begin:following]
+            starts.append(len(rows))
+            places.append(stand + _LENGTH[length])
+            rows.append(words + ((said[0] * 31_337 + (said[1] * 7_919 if length > 1 else 0)) & (OPENINGS - 1)))
+            rows += said
+            begin = following
+        before = zone
+    return rows, starts, places
 
 
+_SENTENCES = re.compile(rb"[^\x%02x-\x%02x]+[\x%02x-\x%02x]*|[\x%02x-\x%02x]+" % ((BREAK, COLON_STOP) * 3)).findall
 _LENGTH = [min(length.bit_length() - 1, 4) for length in range(MOST_WORDS + 1)]
 
 
@@ -138,6 +121,10 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
             if end == 0:
                 begin = bounds[index - 1] if index else 0
             end = bounds[index]
+    has_fim_marker = False
+    for zone, text in seen.pieces:
+        if zone == LAST and _FIM_MARKER(text):
+            has_fim_marker = True
     last = marks[begin:end]
     head, tail = last[:EDGE_WORDS], last[-EDGE_WORDS:]
     ending = last[-8:]
@@ -150,7 +137,7 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
         endpoint is Endpoint.MESSAGES,
         endpoint is Endpoint.EMBEDDINGS,
         body.has_suffix or "suffix" in fields,
-        any(_FIM_MARKER(text) for zone, text in seen.pieces if zone == LAST),
+        has_fim_marker,
         "tools" in fields,
         log2(seen.tool_count + 1.0),
         "response_format" in fields or "text" in fields,
@@ -182,25 +169,20 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
         CODE in ending[-1:] or FENCE in ending[-1:],
         last.count(QUOTE) / count,
     )
-    row: NDArray[np.float32] = np.concatenate(
-        (np.frombuffer(figures, np.float32), _size_row(_TOTALS, body.text_bytes), _size_row(_LASTS, seen.last_chars))
-    )
-    return row
+    return np.frombuffer(figures + _size_row(_TOTALS, body.text_bytes) + _size_row(_LASTS, seen.last_chars), np.float32)
 
 
 _figures = Struct(f"{FIGURES}f").pack  # half the time of an array made of a list
 
 
-def _size_rows(octaves: NDArray[np.float32]) -> NDArray[np.float32]:
+def _size_rows(octaves: NDArray[np.float32]) -> list[bytes]:
     """A row for each eighth of an octave: how far a size is above each of the octaves, 0..1."""
     sizes = np.arange(SIZE_STEPS, dtype=np.float32)[:, None] / 8.0
-    rows: NDArray[np.float32] = np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)
-    return rows
+    return [row.tobytes() for row in np.clip((sizes - octaves) * 0.5 + 0.5, 0.0, 1.0).astype(np.float32)]
 
 
-def _size_row(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    row: NDArray[np.float32] = rows[min(int(log2(size + 2.0) * 8.0), SIZE_STEPS - 1)]
-    return row
+def _size_row(rows: list[bytes], size: int) -> bytes:
+    return rows[min(int(log2(size + 2.0) * 8.0), SIZE_STEPS - 1)]
 
 
 SIZE_STEPS = 256

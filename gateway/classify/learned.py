@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ class Learned:
         self.confidence = [0] * CONFIDENCE_STEPS  # looks, by tenths of probability
         self.shadowed: Counter[tuple[str, str]] = Counter()  # (use case, what the shadow model would have said)
         self.mix = [0.0] * len(KINDS)  # of kinds, lately
+        self.second: Callable[[App, Body], None] | None = None  # is to give a second opinion of a message, later
         self._nameless: dict[str, int] = {}
         self.paths: list[Path | None] = [None, None]  # of the model and its shadow; None = the shipped one, and none
 
@@ -68,15 +69,19 @@ class Learned:
                 app.is_told([counts.get(kind, 0) for kind in KINDS])
         seen = features(body, self.model.words)
         alone = self.model.probabilities(seen)
-        believed = app.look(alone, self._is_named(body))
+        named = self._is_named(body)
+        believed = app.look(alone, named)
+        if self.second is not None and named and not app.looks & (app.looks - 1):
+            self.second(app, body)  # of the first message looked at, the second, the fourth, ...
         judge = self.judge
         judged = judge.judge(believed, prompt_tokens)
         remembered = app.looks > 1 and believed is not alone
+        heeding = ", second opinion" if app.heeds else ""
         why = f"learned over {app.looks}" if remembered else "learned"
-        verdict = verdict_of(judged, why)
+        verdict = verdict_of(judged, why + heeding)
         if app.due:
             app.boundary = judge.boundary_tokens
-            why = f"known application, {app.looks} looks"
+            why = f"known application, {app.looks} looks{heeding}"
             app.below = verdict_of(judge.judge(believed, 0), why)
             app.above = verdict_of(judge.judge(believed, MAX_INT), why)
         self._count(judged, alone)

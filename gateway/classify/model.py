@@ -1,8 +1,8 @@
 """The classifier as it runs: one file of weights, numpy alone, some hundred microseconds a request.
 
 Every sentence that was looked at becomes a vector: the mean of its words' vectors (words.py), what its first two words add, and where it
-stands. Heads that were trained from different seeds each attend to the sentence that matters most; the best of all sentences, their mean
-and the request's structure decide with it. training/fit.py makes the weights; the heads' answers are averaged in one last matrix.
+stands. The model attends to the sentence that matters most; the best of all sentences, their mean and the request's structure decide with
+it. training/fit.py makes the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.classify.features import MOST_WORDS, OPENINGS, Features
+from gateway.classify.features import OPENINGS, Features
 from gateway.classify.words import Words
 
 Floats = NDArray[np.floating[Any]]
@@ -28,8 +28,6 @@ SMOOTHING = 0.3  # added to a sentence's weight, so that one rare word does not 
 SHIPPED_WORDS = Path(__file__).with_name("words.npz")
 SHIPPED_MODEL = Path(__file__).with_name("model.npz")
 FORMAT = 2
-# More sentences than this and their words are added up one after the other: the matrix that does it at once would be nearly empty.
-MANY_SENTENCES = 48
 
 
 class ModelError(ValueError):
@@ -38,27 +36,27 @@ class ModelError(ValueError):
 
 @dataclass(slots=True)
 class Weights:
-    """What training learns, `heads` of them side by side. Shapes: d is the width of a head, h that of its structure layer."""
+    """What training learns. Shapes: d is the width of a sentence's vector, h that of the structure layer."""
 
-    sums: NDArray[np.int8]  # (words + OPENINGS, heads * d + 1): what each adds to its sentence, and in the last column to its weight
-    steps: Floats  # (words + OPENINGS,): what one step of a row of `sums` is worth
-    places: Floats  # (PLACES, heads * d)
-    attention: Floats  # (heads * d,)
-    attention_places: Floats  # (PLACES, heads)
+    sums: NDArray[np.int8]  # (words + OPENINGS, d + 1): what each adds to its sentence, and in the last column to its weight, in steps
+    step: Floats  # (1,): what one of them is worth
+    places: Floats  # (PLACES, d)
+    attention: Floats  # (d,)
+    attention_places: Floats  # (PLACES, 1)
     mean: Floats  # (structure,)
     spread: Floats
-    structure: Floats  # (structure, heads * h)
+    structure: Floats  # (structure, h)
     structure_bias: Floats
-    out: Floats  # (heads * (3 d + h), kinds): of what was attended to, the best, the mean, the structure; the heads' answers averaged
+    out: Floats  # (3 d + h, kinds): of the sentence attended to, the mean, the best, and the structure
     direct: Floats  # (structure, kinds)
     bias: Floats  # (kinds,)
-    heads: int = 1
 
 
 def in_steps(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Rows in a byte a figure, and what one step of each row is worth: a quarter of the memory, and quicker to read."""
-    steps = (np.abs(rows).max(1) / 127.0 + 1e-8).astype(np.float32)
-    return np.round(rows / steps[:, None]).astype(np.int8), steps
+    """Rows in a byte a figure, and what one step is worth: a quarter of the memory, and quicker to read. The few figures far from the
+    others are cut."""
+    step = np.array([np.quantile(np.abs(rows).max(1), 0.999) / 127.0], np.float32)
+    return np.clip(np.round(rows / step), -127, 127).astype(np.int8), step
 
 
 @dataclass(slots=True)
@@ -69,73 +67,52 @@ class Model:
     words: Words
     temperature: float = 1.0
     notes: dict[str, Any] = field(default_factory=dict)
+    _sums: NDArray[np.int8] = field(init=False)
+    _smoothing: Floats = field(init=False)
     _places: Floats = field(init=False)
     _attention: Floats = field(init=False)
     _structure: Floats = field(init=False)
     _structure_bias: Floats = field(init=False)
+    _least: Floats = field(init=False)
+    _out: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        w = self.weights
-        # What is linear is done once here instead of for each request. A place's attention stands in its last columns.
-        width = len(w.attention) // w.heads
-        self._places = np.concatenate((w.places, w.attention_places), axis=1)
-        self._attention = np.zeros((len(w.attention), w.heads), np.float32)
-        for head in range(w.heads):
-            self._attention[head * width : (head + 1) * width, head] = w.attention[head * width : (head + 1) * width]
+        # Whatever can be done once is done here instead of for each request, so that each step there is one call: calls are what it costs.
+        w, kinds = self.weights, len(KINDS)
+        self._sums = w.sums
+        self._smoothing = np.float32(SMOOTHING) / w.step
+        # The last column of a sentence's vector is what speaks for attention to it: its place, never below nothing, and its weight.
+        self._places = np.concatenate((w.places, w.attention_places - w.attention_places.min()), axis=1)
+        self._attention = np.append(w.attention, np.float32(1.0))
         both = np.concatenate((w.structure, w.direct), axis=1)
         self._structure = np.ascontiguousarray(both / w.spread[:, None])
         self._structure_bias = np.concatenate((w.structure_bias, w.bias)) - (w.mean / w.spread) @ both
         prior = self.notes.get("prior", {})  # of a site whose mix is another than was trained on (training/site.py)
-        self._structure_bias[-len(KINDS) :] += self.temperature * np.log([prior.get(kind, 1.0) for kind in KINDS])
+        self._structure_bias[-kinds:] += self.temperature * np.log([prior.get(kind, 1.0) for kind in KINDS])
+        self._least = np.append(np.zeros(len(w.structure_bias), np.float32), np.full(kinds, -np.inf, np.float32))
+        d = len(w.attention)
+        parts = [w.out[begin : begin + d] for begin in (0, d, 2 * d)]
+        nothing = np.zeros((1, kinds), np.float32)
+        self._out = np.concatenate((*(row for part in parts for row in (part, nothing)), w.out[3 * d :], np.eye(kinds, dtype=np.float32)))
 
     def scores(self, seen: Features) -> Floats:
         """Unnormalised log probabilities of KINDS."""
-        w = self.weights
-        heads, kinds, size = w.heads, len(KINDS), len(w.attention)
-        added = self._sums(seen.rows, seen.starts)
-        stands = self._places.take(seen.places, axis=0)
-        hidden = added[:, :size] / (added[:, size:] + SMOOTHING)
-        hidden += stands[:, :size]
-        np.maximum(hidden, _NOTHING, out=hidden)
-        attention = hidden.dot(self._attention)
-        attention += stands[:, size:]
-        attention -= np.maximum.reduce(attention)
-        np.exp(attention, out=attention)
-        attention /= np.add.reduce(attention)
-        attended = attention.T.dot(hidden)
-        if heads > 1:  # each head's own part of what it attends to
-            attended = attended.reshape(heads, heads, -1)[range(heads), range(heads)]
+        sentences = np.add.reduceat(self._sums.take(seen.rows, axis=0).astype(np.float32), seen.starts, axis=0)
+        sentences /= sentences[:, -1:] + self._smoothing
+        sentences += self._places.take(seen.places, axis=0)
+        np.maximum(sentences, _NOTHING, out=sentences)
+        attention = sentences.dot(self._attention).tolist()
+        most = max(attention)
+        odds = [exp(one - most) for one in attention]
+        total = sum(odds)
+        odds = [one / total for one in odds]
+        odds += [1.0 / len(odds)] * len(odds)
+        attended_and_mean = np.array(odds, np.float32).reshape(2, -1).dot(sentences).ravel()
         structure = seen.structure.dot(self._structure)
         structure += self._structure_bias
-        layer = np.maximum(structure[:-kinds], _NOTHING)
-        mean = np.add.reduce(hidden)
-        mean /= len(seen.starts)
-        scores: Floats = np.concatenate((attended.ravel(), np.maximum.reduce(hidden), mean, layer)).dot(w.out)
-        scores += structure[-kinds:]
+        np.maximum(structure, self._least, out=structure)
+        scores: Floats = np.concatenate((attended_and_mean, np.maximum.reduce(sentences), structure)).dot(self._out)
         return scores
-
-    def _sums(self, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> Floats:
-        """What the words of each sentence add up to, with its opening (sentences x columns of `sums`)."""
-        w = self.weights
-        count, sentences = len(rows), len(starts)
-        words = count - sentences
-        figures = w.sums.take(rows, axis=0).astype(np.float32)
-        steps = w.steps.take(rows)
-        if sentences > MANY_SENTENCES:
-            figures *= steps[:, None]
-            added: Floats = np.add.reduceat(figures[:words], starts, axis=0)
-            added += figures[words:]
-            return added
-        # One product adds up all sentences: in a sentence's row stand the steps of its words and of its opening, elsewhere nothing.
-        at = np.zeros(words, np.int64)
-        at[starts[1:]] = count
-        at = at.cumsum()
-        at += _COUNTED[:words]
-        which = np.zeros(count * sentences, np.float32)
-        which[at] = steps[:words]
-        which[words :: count + 1] = steps[words:]
-        added = which.reshape(sentences, count).dot(figures)
-        return added
 
     def probabilities(self, seen: Features) -> list[float]:
         """Of KINDS, adding up to 1. (Plain floats: seven figures are too few for numpy.)"""
@@ -148,11 +125,11 @@ class Model:
     def save(self, path: Path) -> None:
         """One file. The words are kept in their own."""
         w = self.weights
-        note = {"format": FORMAT, "heads": w.heads, "temperature": self.temperature, "kinds": KINDS, **self.notes}
+        note = {"format": FORMAT, "temperature": self.temperature, "kinds": KINDS, **self.notes}
         arrays: dict[str, Any] = {"note": np.frombuffer(json.dumps(note).encode(), np.uint8)}
         for name in ARRAYS:
             value = getattr(w, name)
-            arrays[name] = value if value.dtype == np.int8 else value.astype(np.float32 if name == "steps" else np.float16)
+            arrays[name] = value if value.dtype == np.int8 else value.astype(np.float16)
         np.savez_compressed(path, **arrays)
 
     @classmethod
@@ -169,12 +146,11 @@ class Model:
         except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{path} is not a model: {error}") from None
         words = words or Words.load(SHIPPED_WORDS)
-        weights = Weights(heads=int(note.pop("heads")), **arrays)
+        weights = Weights(**arrays)
         if len(weights.sums) != words.rows + OPENINGS:
             raise ModelError(f"{path} is a model of another version")
         return cls(weights, words, float(note.pop("temperature")), note)
 
 
-ARRAYS = tuple(name for name in Weights.__dataclass_fields__ if name != "heads")
+ARRAYS = tuple(Weights.__dataclass_fields__)
 _NOTHING = np.float32(0.0)
-_COUNTED = np.arange(MOST_WORDS)

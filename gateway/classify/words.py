@@ -7,7 +7,10 @@ read in pairs of letters.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,8 @@ STAND_INS = ("<short>", "<word>", "<long>", "<greek or cyrillic>", "<semitic>", 
 SPECIAL = ("\n", "\n\n", ". ", "? ", "! ", ": ", "; ", "0", "00", "0000", *STAND_INS)
 # The shortest beginning that stands for a word: where letters are sounds, and where they are syllables or words.
 LEAST_LETTERS, LEAST_SYLLABLES = 4, 1
-MAX_REMEMBERED = 20_000
+# Words that are held as a dict: the first of the table are its commonest.
+HELD, MAX_REMEMBERED = 2_048, 16_384
 
 
 def split(text: str) -> list[str]:
@@ -96,13 +100,21 @@ def mark_of(word: str) -> int:
 
 
 class Words(dict[str, int]):
-    """word -> row of the table. Look-ups that miss are answered by what the word is like, and remembered up to a bound."""
+    """word -> row of the table. As a dict only the commonest words and those that were met are held, up to a bound: the whole vocabulary
+    as one would take 5 MB. It lies in one sorted text, where a word is found among its neighbours, and so is the longest that it begins
+    with: it stands right before it, or is what that begins with in turn."""
 
     def __init__(self, words: list[str]) -> None:
-        super().__init__((word, row) for row, word in enumerate(words))
+        super().__init__((word, row) for row, word in enumerate(words[:HELD]))
         self.rows = len(words)
         # Most words have no mark: those that are of letters of ours alone.
-        self.marks = np.array([PLAIN if word.isascii() and word.isalpha() else mark_of(word) for word in words], np.uint8)
+        self.marks = bytes(PLAIN if word.isascii() and word.isalpha() else mark_of(word) for word in words)
+        encoded = [word.encode("utf8") for word in words]
+        order = sorted(range(len(words)), key=encoded.__getitem__)
+        self._text = b"".join([encoded[row] for row in order])
+        self._row = array("I", order)
+        self._end = array("I", accumulate((len(encoded[row]) for row in order), initial=0))
+        self._beginning = array("i", _beginnings([encoded[row] for row in order]))
 
     @classmethod
     def load(cls, path: Path) -> Words:
@@ -111,18 +123,36 @@ class Words(dict[str, int]):
             return cls(file["words"].tobytes().decode("utf8").split("\0"))
 
     def __missing__(self, word: str) -> int:
-        row = self.get(plain(word))
-        if row is None:
-            least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
-            for end in range(min(len(word) - 1, 16), least - 1, -1):
-                row = self.get(word[:end])
-                if row is not None:
-                    break
-            else:
-                row = self.get(stand_in(word), 0)
-        if len(self) < self.rows + MAX_REMEMBERED and len(word) < 32:
+        row = self._found(plain(word))
+        if len(self) < HELD + MAX_REMEMBERED and len(word) < 32:
             self[word] = row
         return row
+
+    def _found(self, word: str) -> int:
+        """The row of a word, else of the longest that it begins with, else of what stands for its like."""
+        encoded = word.encode("utf8", "surrogatepass")
+        at = bisect_right(range(self.rows), encoded, key=self._entry) - 1
+        least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
+        while at >= 0:
+            entry = self._entry(at)
+            if entry == encoded or (encoded.startswith(entry) and len(entry.decode()) >= least):
+                return self._row[at]
+            at = self._beginning[at]
+        other = stand_in(word)
+        return self.get(other, 0) if other != word else 0
+
+    def _entry(self, at: int) -> bytes:
+        return self._text[self._end[at] : self._end[at + 1]]
+
+
+def _beginnings(words: list[bytes]) -> Iterator[int]:
+    """For each of sorted words the longest other one that it begins with; -1 where there is none."""
+    open_words: list[int] = []
+    for at, word in enumerate(words):
+        while open_words and not word.startswith(words[open_words[-1]]):
+            open_words.pop()
+        yield open_words[-1] if open_words else -1
+        open_words.append(at)
 
 
 class Table:

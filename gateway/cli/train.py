@@ -29,11 +29,9 @@ NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--temperature", type=click.FloatRange(0.1, 10), help="What scores are divided by; found by --folds when left out.")
 @click.option("--across", is_flag=True, help="Judge each set by a model trained on all the others too.")
 @click.option("--rivals/--no-rivals", default=True, show_default=True, help="Judge keyword rules and TF-IDF beside it.")
-@click.option(
-    "--heads", type=click.IntRange(1, 8), default=1, show_default=True, help="Fits from different seeds, side by side in one model."
-)
 @click.option("--epochs", type=click.IntRange(1, 200), default=16, show_default=True, help="How often all rows are gone through.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--second", is_flag=True, help="Fit the head of the second opinion instead (needs the embeddings extra).")
 @click.option("--report", type=NEW_FILE, help="Every figure, as JSON.")
 @click.option("--table", type=NEW_FILE, help="The figures as a table in Markdown.")
 @click.option("--picture", type=NEW_FILE, help="Confusion and calibration, as SVG or PNG (needs matplotlib).")
@@ -50,6 +48,11 @@ def command(data: tuple[Path, ...], out: Path | None, logs: tuple[Path, ...], as
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other longer than these matrices take
     if bool(data) == bool(logs):
         raise click.UsageError("give either labelled rows or --from-log")
+    if options["second"]:
+        from gateway.config.sentence_model import REMEDY, is_installed
+
+        if not is_installed():
+            raise click.ClickException(f"there is no sentence model: {REMEDY}")
     from gateway.classify.training.rows import DataError
     from gateway.measure.log_line import DamagedLogError
 
@@ -85,14 +88,16 @@ def _from_log(logs: tuple[Path, ...], out: Path | None) -> dict[str, Any]:
 
 
 def _from_rows(
-    data: tuple[Path, ...], out: Path | None, quiet: bool, *, folds: int, across: bool, heads: int, epochs: int, seed: int,
-    bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, temperature: float | None, **_: Any,
+    data: tuple[Path, ...], out: Path | None, quiet: bool, *, folds: int, across: bool, epochs: int, seed: int,
+    bank: Path | None, composed: int, shares: tuple[str, ...], rivals: bool, temperature: float | None, second: bool,
+    **_: Any,
 ) -> dict[str, Any]:  # fmt: skip
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from gateway.classify.model import SHIPPED_WORDS
     from gateway.classify.training.net import Recipe
+    from gateway.classify.training.second import SecondTrial
     from gateway.classify.training.trial import Trial
     from gateway.classify.words import Table
     from gateway.config.load import shipped_catalog
@@ -102,8 +107,8 @@ def _from_rows(
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("reading", total=None)
         rows, made = _rows(data, bank, composed, seed)
-        trial = Trial(
-            rows, made, Table.load(SHIPPED_WORDS), shipped_catalog(), Costs(), Recipe(epochs=epochs), heads, seed, _shares(shares), rivals,
+        trial = (SecondTrial if second else Trial)(
+            rows, made, Table.load(SHIPPED_WORDS), shipped_catalog(), Costs(), Recipe(epochs=epochs), seed, _shares(shares), rivals,
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )  # fmt: skip
         report: dict[str, Any] = {"rows": len(rows), "composed": len(made), "sets": _sets(rows)}
@@ -117,9 +122,14 @@ def _from_rows(
 
 
 def _write(trial: Trial, report: dict[str, Any], out: Path) -> None:
-    model = trial.final(report["temperature"])
-    report["mix"] = model.notes["mix"]
-    model.save(out)
+    from gateway.classify.training.second import SecondTrial
+
+    if isinstance(trial, SecondTrial):
+        trial.head().save(out)
+    else:
+        model = trial.final(report["temperature"])
+        report["mix"] = model.notes["mix"]
+        model.save(out)
     report["bytes"] = out.stat().st_size
 
 

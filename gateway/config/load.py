@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
+from gateway.config import sentence_model
 from gateway.config.build import catalog_with
 from gateway.config.catalog import Catalog
 from gateway.config.document import Document, DocumentError, Place, plain_yaml, read
@@ -225,6 +226,11 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
     for true, taken in settings.classify.costs.pairs.items():
         for name in (true, *taken):
             expect(name, catalog.use_cases, "a use case", "classify", "costs", "pairs", true)
+    if settings.classify.second_opinion and not sentence_model.is_installed():
+        problem = f"there is no sentence model to give one: {sentence_model.REMEDY}"
+        wrong.append((("classify", "second_opinion"), problem, "", []))
+    if settings.classify.second_opinion and not settings.classify.learned:
+        wrong.append((("classify", "second_opinion"), "with learned: false there is no first opinion", "", []))
     for name in settings.classes:
         expect(name, catalog.classes, "an experience class", "classes", name)
     for at, name in enumerate(settings.coalesce.classes):

@@ -257,6 +257,8 @@ class Classify(ConfigModel):
     """a model that `slo-gateway train` made, relative to this file; the one that comes with the gateway when left out"""
     shadow: Text = ""
     """another model, which is asked too but never obeyed; metrics tell where the two differ"""
+    second_opinion: Flag = False
+    """true: a sentence model reads some requests of each application afterwards, for those that follow; needs the `embeddings` extra"""
     remembered: PositiveCount = 20_000
     """applications whose use case is remembered, the ones met last"""
     confidence_floor: Ratio = 0.25

@@ -28,6 +28,7 @@ from gateway.admin.answers import STEP_S
 from gateway.config.handed import taken
 from gateway.config.load import ConfigError, Loaded
 from gateway.serve.accounts import Teller
+from gateway.serve.adviser import Pieces
 from gateway.serve.link import VERSION, Link, LinkError
 from gateway.serve.memory import settled
 from gateway.serve.process import drain
@@ -44,6 +45,7 @@ LOOK_S = 0.1  # between looks whether this worker has become ready, or is no mor
 CELLS_AT_ONCE = 20
 BEGIN_S = 10.0
 LAST_WORDS_S = 2.0
+ADVICE_S = 150.0  # for a second opinion, those asked for before it included
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,6 +71,17 @@ class MemberViews(WorkerViews):
         yield self._metrics
 
 
+class LinkedAdviser:
+    """The supervisor's."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def ask(self, pieces: Pieces) -> list[float] | None:
+        told: list[float] | None = await self._link.ask("advise", pieces, ADVICE_S)
+        return told
+
+
 class Member:
     """One process."""
 
@@ -88,7 +101,8 @@ class Member:
         await self.link.open(link)
         linked = asyncio.ensure_future(self.link.run())
         begin = await self.link.ask("begin", {"version": VERSION, "gateway": gateway.__version__}, BEGIN_S)
-        self.worker = Worker(taken(begin["loaded"]), seat=Seat(self.number, begin["of"], begin["instance_id"], begin["store_forgets"]))
+        seat = Seat(self.number, begin["of"], begin["instance_id"], begin["store_forgets"])
+        self.worker = Worker(taken(begin["loaded"]), seat=seat, adviser=LinkedAdviser(self.link))
         self.views = MemberViews(self.worker, self.link)
         self.port = PublicPort(self.views, self.worker.front, self._listening)
         for instance_id in begin["drained"]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import uvloop
 
 from gateway.config.load import Loaded
+from gateway.serve.adviser import Adviser
 from gateway.serve.memory import settled
 from gateway.serve.port import admin_server, listen
 from gateway.serve.public_port import PublicPort
@@ -42,8 +43,11 @@ async def _run(
 ) -> int:
     settings = loaded.settings
     public, admin = listen(settings.listen.host, settings.listen.port), listen(settings.admin.host, settings.admin.port)
-    worker = Worker(loaded, reload)
-    views = WorkerViews(worker)
+    adviser = Adviser()
+    if settings.classify.second_opinion:
+        adviser.begin()
+    worker = Worker(loaded, reload, adviser=adviser)
+    views = WorkerViews(worker, adviser)
     port = PublicPort(views, worker.front, [public])
     operators = admin_server(views, settings.admin.key.get_secret_value() if settings.admin.key else None)
     if worker.sharing is not None:
@@ -85,6 +89,7 @@ async def _run(
     await port.stop(now.is_set())
     await asyncio.wait(running, timeout=5.0)
     worker.stop()
+    await adviser.stop()
     if worker.learnt is not None:
         await worker.learnt.save()
     if worker.sharing is not None:

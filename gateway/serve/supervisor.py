@@ -24,6 +24,7 @@ import uvloop
 
 from gateway.admin.views import LostView, ReloadView, RestartView
 from gateway.config.load import ConfigError, Loaded
+from gateway.serve.adviser import Adviser
 from gateway.serve.agreement import Agreement
 from gateway.serve.link import VERSION, LinkError
 from gateway.serve.own_store import OwnStore
@@ -69,6 +70,7 @@ async def _run(
     finally:
         for member in supervisor.members:
             member.send(signal.SIGKILL)
+        await supervisor.adviser.stop()
         if own_store is not None:
             await own_store.stop()
 
@@ -95,6 +97,7 @@ class Supervisor:
         self.restarts = dict.fromkeys(RESTARTS, 0)
         self.lost: deque[LostView] = deque(maxlen=16)
         self.changing = ""  # upgrade, reload
+        self.adviser = Adviser()  # for all workers; begun when there is to be one
         self.reload_refused = False
         self._operators, self._own_store, self._reader, self._changed = operators, own_store, reload, changed
         self._changes = asyncio.Lock()
@@ -208,6 +211,8 @@ class Supervisor:
             self._now.set()
         elif not self._stop.is_set():
             self._up = True
+            if self.loaded.settings.classify.second_opinion:
+                self.adviser.begin()
             loop.add_signal_handler(signal.SIGHUP, lambda: self._do(reload_and_tell(views)))
             loop.add_signal_handler(signal.SIGUSR2, lambda: self._do(self.restart()))
             self._do(self._watch_over())
@@ -420,6 +425,8 @@ class Supervisor:
                         seat.left(SETTLED_S)
                         self._do(self._assign())
                         self._do(self._refill(seat))
+            case "advise":
+                return await self.adviser.ask(value)
             case "metrics":
                 return await self.views.metrics_at_once(value)
         return None

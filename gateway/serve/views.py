@@ -39,6 +39,8 @@ from gateway.telemetry.openmetrics import written
 
 if TYPE_CHECKING:
     from gateway.classify.learned import Learned
+    from gateway.serve.adviser import Adviser
+    from gateway.serve.second_opinion import SecondOpinion
     from gateway.serve.worker import Worker
     from gateway.state.history import Others
     from gateway.state.store import Health
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 class WorkerViews:
     """One worker's."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, worker: Worker, adviser: Adviser | None = None) -> None:
+        self._worker, self._adviser = worker, adviser
         self.attainment = worker.attainment
         self.draining = False
         self.serving = True  # connections are taken
@@ -143,6 +145,13 @@ class WorkerViews:
 
     def classifier(self) -> Learned | None:
         return self._worker.learned
+
+    def second_opinion(self) -> SecondOpinion | None:
+        worker = self._worker
+        return worker.second if worker.loaded.settings.classify.second_opinion else None
+
+    def adviser_is_up(self) -> bool | None:
+        return self._adviser.up if self._adviser is not None and self._worker.loaded.settings.classify.second_opinion else None
 
     def queues(self) -> list[QueueView]:
         now_s = self.now_s()

@@ -107,6 +107,9 @@ class WholeViews:
                 return [((), self._supervisor.started_unix_s)]
             case "slo_gateway_worker_restarts_total":
                 return [((why,), count) for why, count in self._supervisor.restarts.items()]
+            case "slo_gateway_second_opinion_up":
+                wanted = self._supervisor.loaded.settings.classify.second_opinion
+                return [((), self._supervisor.adviser.up)] if wanted else []
         return self._supervisor.accounts.samples_of(reading)
 
     def fleet(self) -> list[InstanceView]:

@@ -31,6 +31,7 @@ from gateway.measure.attainment import Attainment, edges_of
 from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.serve.memory import Ebb, trim
+from gateway.serve.second_opinion import Advises, SecondOpinion
 from gateway.serve.sharing import Sharing, worker_name
 from gateway.state.learnt_file import LearntFile
 from gateway.telemetry.otlp import Otlp, OtlpSettings
@@ -65,7 +66,9 @@ ALONE = Seat()
 class Worker:
     """Built inside a running loop. `reload` swaps the configuration; requests in flight keep what they began with."""
 
-    def __init__(self, loaded: Loaded, reload: Callable[[], Loaded] | None = None, seat: Seat = ALONE) -> None:
+    def __init__(
+        self, loaded: Loaded, reload: Callable[[], Loaded] | None = None, seat: Seat = ALONE, adviser: Advises | None = None
+    ) -> None:
         settings, catalog = loaded.settings, loaded.catalog
         self.loaded = loaded
         self.reader = reload
@@ -107,6 +110,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self.drained: set[str] = set()  # instances an operator has taken out
         self.learned: Learned | None = None  # the classifier for what nobody tagged
+        self.second = SecondOpinion(adviser, loop) if adviser is not None else None
         self._configure()
 
     # ---- configuration
@@ -114,6 +118,8 @@ class Worker:
     def _configure(self) -> None:
         settings, catalog = self.loaded.settings, self.loaded.catalog
         self.learned = classifier_of(self.loaded, self.learned)
+        if self.learned is not None and self.second is not None and settings.classify.second_opinion:
+            self.learned.second = self.second.about
         self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog, self.learned))
         self.front.quotas = quotas_of(settings, time.monotonic, self.front.quotas)
         self.specs = instance_specs(settings, catalog)
@@ -206,6 +212,8 @@ class Worker:
     def stop(self) -> None:
         """No more of it; what is written down is complete."""
         self.front.stop()
+        if self.second is not None:
+            self.second.stop()
         for timer in (self._wake_timer, self._tick_timer):
             if timer is not None:
                 timer.cancel()

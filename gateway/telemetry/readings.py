@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.measure.attainment import CellKey
-from gateway.telemetry.sources import ClassifierNow, InstanceLoad, QueueLoad, QuotaNow, Sources, StoreNow
+from gateway.telemetry.sources import ClassifierNow, InstanceLoad, QueueLoad, QuotaNow, SecondNow, Sources, StoreNow
 
 SLIS = ("ttft", "itl", "e2e")
 Samples = Iterable[tuple[tuple[str, ...], float]]  # values of a row's labels, with the figure
@@ -49,6 +49,11 @@ def _per_queue(figure: Callable[[QueueLoad], float]) -> Callable[[Sources, Itera
 def _classifier(sources: Sources) -> Sequence[ClassifierNow]:
     learned = sources.classifier()
     return [] if learned is None else [learned]
+
+
+def _second(sources: Sources) -> Sequence[SecondNow]:
+    second = sources.second_opinion()
+    return [] if second is None else [second]
 
 
 def _pool_costs(sources: Sources, _: Iterable[CellKey]) -> Samples:
@@ -234,6 +239,27 @@ READINGS: tuple[Reading, ...] = (
         ("use_case", "shadow_use_case"),
         lambda sources, _: [(pair, count) for now in _classifier(sources) for pair, count in now.shadowed.items()],
         kind="counter",
+    ),
+    Reading(
+        "slo_gateway_second_opinions_total",
+        "Second opinions that were asked for, by how that ended: the application's use case changed or did not, no room, or no answer.",
+        ("end",),
+        lambda sources, _: [((end,), count) for now in _second(sources) for end, count in now.ended.items()],
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_second_opinion_answer_seconds_total",
+        "How long all answers took together, their turn included.",
+        (),
+        lambda sources, _: [((), now.answers_s) for now in _second(sources)],
+        unit="s",
+        kind="counter",
+    ),
+    Reading(
+        "slo_gateway_second_opinion_up",
+        "1 when the process that gives second opinions answers.",
+        (),
+        lambda sources, _: [((), up)] if (up := sources.adviser_is_up()) is not None else [],
     ),
     # The gateway and its processes.
     Reading(

@@ -119,6 +119,15 @@ class ClassifierNow(Protocol):
     def drift(self) -> float | None: ...
 
 
+class SecondNow(Protocol):
+    """How questions for a second opinion ended."""
+
+    @property
+    def ended(self) -> Mapping[str, int]: ...
+    @property
+    def answers_s(self) -> float: ...
+
+
 class Sources(Protocol):
     """Where gauges and the process's own counters come from; implemented by serve.py over the live objects."""
 
@@ -134,6 +143,14 @@ class Sources(Protocol):
 
     def classifier(self) -> ClassifierNow | None:
         """The learned classifier; None when only tags and shapes decide."""
+        ...
+
+    def second_opinion(self) -> SecondNow | None:
+        """None where none is wanted."""
+        ...
+
+    def adviser_is_up(self) -> bool | None:
+        """Does the process that gives second opinions answer? None where there is none, or where it is somebody else's."""
         ...
 
     def targets(self, use_case: str, experience_class: str) -> SloTargets | None: ...

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.classify import apps, model
+from gateway.classify import apps
 from gateway.classify.explicit import ANYBODY, Classifier, Tenant
 from gateway.classify.features import features
 from gateway.classify.learned import Learned, divergence
@@ -191,13 +191,6 @@ def test_a_long_request_of_a_known_application_is_the_long_use_case() -> None:
         Limits(),
     )
     assert site.classifier.tag(body, {}, ANYBODY, 20_000).use_case == "summarization_long"
-
-
-def test_many_sentences_add_up_as_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = features(bodies.read(chat(f"Translate the following article.\n\n{ARTICLE}"), Endpoint.CHAT, Limits()), MODEL.words)
-    at_once = MODEL.scores(seen)
-    monkeypatch.setattr(model, "MANY_SENTENCES", 0)
-    assert MODEL.scores(seen) == pytest.approx(at_once, abs=1e-4)
 
 
 CLAIMS = (

@@ -123,9 +123,9 @@ def look(raw: bytes, endpoint: Endpoint) -> None:
     assert len(seen.structure) == len(STRUCTURE)
     assert len(seen.starts) == len(seen.places) >= 1
     assert seen.starts[0] == 0
-    words, opened = seen.rows[: -len(seen.starts)], seen.rows[-len(seen.starts) :]
-    assert (seen.starts < len(words)).all()
-    assert (words < WORDS.rows).all()
+    opened, words = seen.rows[seen.starts], [row for at, row in enumerate(seen.rows) if at not in set(seen.starts)]
+    assert len(words) >= len(opened)
+    assert max(words) < WORDS.rows
     assert ((seen.places >= 0) & (seen.places < PLACES)).all()
     assert ((opened >= WORDS.rows) & (opened < WORDS.rows + OPENINGS)).all()
 
@@ -160,3 +160,17 @@ def test_words_that_are_not_known_are_those_they_begin_with() -> None:
     assert known["\u8981\u7d04"] == 4
     assert known["xyz"] == 1
     assert known["a" * 300] == 3
+
+
+@given(
+    st.lists(st.text("ab\u8981\u7d04", min_size=1, max_size=8), unique=True, max_size=30), st.text("ab\u8981\u7d04", min_size=1, max_size=9)
+)
+def test_a_word_is_found_as_it_would_be_in_a_plain_list(vocabulary: list[str], word: str) -> None:
+    listed = ["<short>", "<word>", "<han>", *vocabulary]
+    least = 4 if word[0] < "\u0e00" else 1
+    beginnings = [word[:end] for end in range(len(word), least - 1, -1)]
+    stand_in = listed.index("<han>" if word[0] > "z" else "<short>" if len(word) < 4 else "<word>")
+    words = Words(listed)
+    for known in vocabulary:
+        del words[known]  # as of the many words that are not held
+    assert words[word] == next((listed.index(part) for part in (word, *beginnings) if part in vocabulary), stand_in)

@@ -86,6 +86,8 @@ class Bank:
             self.system: dict[str, list[str]] = said["system"]
             self.fill: dict[str, list[str]] = said["fill"]
             self.notes: list[str] = said["notes"]
+            self.rules: list[str] = said["rules"]
+            self.holders: list[str] = said["holders"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path} is not a bank of instructions: {error!r}") from None
         self.documents = [text for text in documents if len(text) > 300]
@@ -195,15 +197,25 @@ class Composer:
         return self._dressed(line) if language == "en" else line
 
     def _system(self, kind: str) -> str | None:
-        luck = self.chance.random()
+        chance = self.chance
+        luck = chance.random()
         own = 0.4 if kind == "chatbot" else 0.3
         if luck < own:
-            return self.chance.choice(self.bank.system[kind])
-        if luck < own + 0.22:
-            return self.chance.choice(self.bank.system["any"])
-        if luck < own + 0.32:  # an application that does other things as a rule
-            return self.chance.choice(self.bank.system[self.chance.choice(KINDS)])
-        return None
+            text = chance.choice(self.bank.system[kind])
+        elif luck < own + 0.22:
+            text = chance.choice(self.bank.system["any"])
+        elif luck < own + 0.32:  # an application that does other things as a rule
+            text = chance.choice(self.bank.system[chance.choice(KINDS)])
+        else:
+            return None
+        return self._with_rules(text) if chance.random() < 0.4 else text
+
+    def _with_rules(self, text: str) -> str:
+        """A system text as long as those of applications are: what it is for stands in it somewhere, mostly at its head."""
+        chance = self.chance
+        rules = [self._fill(rule) for rule in chance.sample(self.bank.rules, chance.randrange(2, 16))]
+        rules.insert(0 if chance.random() < 0.8 else chance.randrange(len(rules)), text)
+        return chance.choice((" ", "\n", "\n- ", "\n\n")).join(rules)
 
     # ---- texts
 
@@ -292,9 +304,10 @@ class Composer:
         if luck < 0.85 and kind != "document":  # the system text says what to do
             system = line if chance.random() < 0.6 else chance.choice(self.bank.system[kind])
             return [{"role": "system", "content": system}, _user(text)]
-        if luck < 0.94:
+        if luck < (0.88 if kind == "document" else 0.94):
             return [_user(text), _said(chance.choice(_SAID[:3])), _user(line)]
-        return [{"role": "system", "content": chance.choice(["Use this document:\n", "Context:\n", ""]) + text}, _user(line)]
+        holder = chance.choice(("", chance.choice(self.bank.holders), chance.choice(self.bank.system[kind])))
+        return [{"role": "system", "content": f"{holder}\n{text}".strip()}, _user(line)]
 
     def _completion(self) -> Request:
         chance = self.chance

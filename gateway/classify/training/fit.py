@@ -1,4 +1,4 @@
-"""Fits heads to labelled requests. Deterministic: the same rows, recipe and seed give the same weights on the same machine."""
+"""Fits a model to labelled requests. Deterministic: the same rows, recipe and seed give the same weights on the same machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from gateway.classify.features import Features
 from gateway.classify.model import KINDS, Floats, Model, Weights
-from gateway.classify.training.net import Net, Recipe, Seen, batch_of, together
+from gateway.classify.training.net import Net, Recipe, Seen, batch_of
 from gateway.classify.words import Table
 
 # However few rows there are, an epoch has this many steps.
@@ -24,7 +24,6 @@ def fit(
     shares: Floats,
     table: Table,
     recipe: Recipe,
-    heads: int = 1,
     seed: int = 0,
     progress: Progress = lambda: None,
 ) -> Weights:
@@ -37,22 +36,18 @@ def fit(
     wanted = np.full((len(rows), len(KINDS)), recipe.doubt / len(KINDS), np.float32)
     wanted[np.arange(len(rows)), kinds] += 1.0 - recipe.doubt
     batch = min(recipe.batch, max(len(rows) // LEAST_STEPS, 8))
-    nets: list[Net] = []
-    for head in range(heads):
-        chance = np.random.default_rng([seed, head])
-        net = Net(counts, vectors.shape[1], structure, recipe, chance)
-        steps_of_epoch = ceil(len(rows) / batch)
-        steps, step = recipe.epochs * steps_of_epoch, 0
-        for _ in range(recipe.epochs):
-            drawn = chance.choice(len(rows), len(rows), p=chances)
-            for begin in range(0, len(rows), batch):
-                chosen = drawn[begin : begin + batch]
-                rate = recipe.rate * 0.5 * (1 + cos(pi * step / steps))
-                net.learn(batch_of([seen[i] for i in chosen], len(counts), chance, recipe), wanted[chosen], rate)
-                step += 1
-            progress()
-        nets.append(net)
-    return together(nets, vectors)
+    chance = np.random.default_rng(seed)
+    net = Net(counts, vectors.shape[1], structure, recipe, chance)
+    steps, step = recipe.epochs * ceil(len(rows) / batch), 0
+    for _ in range(recipe.epochs):
+        drawn = chance.choice(len(rows), len(rows), p=chances)
+        for begin in range(0, len(rows), batch):
+            chosen = drawn[begin : begin + batch]
+            rate = recipe.rate * 0.5 * (1 + cos(pi * step / steps))
+            net.learn(batch_of([seen[i] for i in chosen], chance, recipe), wanted[chosen], rate)
+            step += 1
+        progress()
+    return net.weights(vectors)
 
 
 def answers(model: Model, rows: Sequence[Features]) -> Floats:

@@ -1,4 +1,4 @@
-"""One head of the classifier while it learns: forwards and backwards in numpy, Adam, and noise against learning by heart.
+"""The classifier while it learns: forwards and backwards in numpy, Adam, and noise against learning by heart.
 
 What is learnt here is what model.py computes with; the words' vectors stay as they are, so that words never trained on keep their place
 among those that were.
@@ -61,60 +61,59 @@ class Batch:
 class Seen:
     """A row with what does not change while training: each sentence's mean vector and the weight of its words."""
 
-    row: Features
+    words: Ints
+    starts: Ints
+    openings: Ints
+    places: Ints
+    structure: Floats
     means: Floats
     weight: Floats
 
     @classmethod
     def of(cls, row: Features, vectors: Floats, counts: Floats) -> Seen:
         """`vectors` have their weights, `counts`, multiplied in."""
-        words = words_of(row)
-        weight = np.add.reduceat(counts[words], row.starts) + np.float32(SMOOTHING)
-        return cls(row, np.add.reduceat(vectors[words], row.starts, axis=0) / weight[:, None], weight)
+        words = np.delete(row.rows, row.starts)  # the first of each sentence is that of its opening
+        starts = row.starts - np.arange(len(row.starts))
+        weight = np.add.reduceat(counts[words], starts) + np.float32(SMOOTHING)
+        means = np.add.reduceat(vectors[words], starts, axis=0) / weight[:, None]
+        return cls(words, starts, row.rows[row.starts] - len(counts), row.places, row.structure, means, weight)
 
 
-def words_of(row: Features) -> Ints:
-    """The rows of its words; behind them stand those of its openings."""
-    return row.rows[: -len(row.starts)]
-
-
-def batch_of(rows: Sequence[Seen], words: int, chance: Generator, recipe: Recipe) -> Batch:
-    """Lay requests end to end; some of their sentences are lost. `words` is how many rows of the table are words."""
+def batch_of(rows: Sequence[Seen], chance: Generator, recipe: Recipe) -> Batch:
+    """Lay requests end to end; some of their sentences are lost."""
     picked = [_with_losses(seen, chance, recipe) for seen in rows]
-    counts = [len(seen.row.starts) for seen in picked]
-    lengths = np.array([len(words_of(seen.row)) for seen in picked])
+    counts = [len(seen.starts) for seen in picked]
+    lengths = np.array([len(seen.words) for seen in picked])
     ends = np.cumsum(lengths)
-    starts = np.concatenate([seen.row.starts + at for seen, at in zip(picked, ends - lengths, strict=True)])
-    ids = np.concatenate([words_of(seen.row) for seen in picked])
+    starts = np.concatenate([seen.starts + at for seen, at in zip(picked, ends - lengths, strict=True)])
+    ids = np.concatenate([seen.words for seen in picked])
     return Batch(
         ids=ids,
-        openings=np.concatenate([seen.row.rows[-len(seen.row.starts) :] for seen in picked]) - words,
+        openings=np.concatenate([seen.openings for seen in picked]),
         starts=starts,
         sentence=np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(ids)))),
         means=np.concatenate([seen.means for seen in picked]),
         weight=np.concatenate([seen.weight for seen in picked]),
-        places=np.concatenate([seen.row.places for seen in picked]),
+        places=np.concatenate([seen.places for seen in picked]),
         first=np.concatenate(([0], np.cumsum(counts)[:-1])),
         request=np.repeat(np.arange(len(rows)), counts),
-        structure=np.stack([seen.row.structure for seen in rows]),
+        structure=np.stack([seen.structure for seen in rows]),
     )
 
 
 def _with_losses(seen: Seen, chance: Generator, recipe: Recipe) -> Seen:
-    row = seen.row
-    count = len(row.starts)
+    count = len(seen.starts)
     kept = np.ones(count, bool)
     if chance.random() < recipe.lost_system:
-        kept &= row.places >= 160  # the two zones of the system text are the first
+        kept &= seen.places >= 160  # the two zones of the system text are the first
     if chance.random() < 0.5:
         kept &= chance.random(count) >= recipe.lost_sentences
     if kept.all() or not kept.any():
         return seen
-    words, opened = words_of(row), row.rows[-count:]
-    lengths = np.diff(np.append(row.starts, len(words)))
-    rows = np.concatenate((words[np.repeat(kept, lengths)], opened[kept]))
+    lengths = np.diff(np.append(seen.starts, len(seen.words)))
+    words = seen.words[np.repeat(kept, lengths)]
     starts = np.concatenate(([0], np.cumsum(lengths[kept])[:-1]))
-    return Seen(Features(rows, starts, row.places[kept], row.structure), seen.means[kept], seen.weight[kept])
+    return Seen(words, starts, seen.openings[kept], seen.places[kept], seen.structure, seen.means[kept], seen.weight[kept])
 
 
 def place_parts(places: Ints) -> tuple[Ints, Ints, Ints, Ints]:
@@ -150,7 +149,7 @@ class Rows:
 
 
 class Net:
-    """One head. `counts` are the words' weights, `vector` the size of their vectors."""
+    """What learns. `counts` are the words' weights, `vector` the size of their vectors."""
 
     def __init__(self, counts: Floats, vector: int, structure: Floats, recipe: Recipe, chance: Generator) -> None:
         self.counts, self.recipe, self.chance = counts, recipe, chance
@@ -189,7 +188,7 @@ class Net:
         parts = place_parts(batch.places)
         added = np.add.reduceat(self.own.value[batch.ids] * counts[:, None], batch.starts, axis=0) + self.openings.value[opened]
         pre = means @ p["projection"] + added / weight[:, None]
-        scores = np.zeros((len(pre), 1), np.float32)
+        scores = 1.0 - SMOOTHING / weight[:, None]  # the more a sentence says, the likelier it is what matters
         for part, offset in zip(parts, PART_OFFSETS, strict=True):
             pre += p["place"][offset + part]
             scores += p["attention_place"][offset + part]
@@ -203,7 +202,7 @@ class Net:
         sizes = np.diff(np.append(first, len(hidden)))[:, None].astype(np.float32)
         mean = np.add.reduceat(hidden, first, axis=0) / sizes
         layer = np.maximum(x @ p["structure"] + p["structure_bias"], 0.0)
-        together = np.concatenate((attended, best, mean, layer), axis=1)
+        together = np.concatenate((attended, mean, best, layer), axis=1)
         kept = (chance.random(together.shape) >= r.lost_hidden).astype(np.float32) / (1.0 - r.lost_hidden)
         dropped = together * kept
         answer = softmax(dropped @ p["out"] + x @ p["direct"] + p["bias"])
@@ -212,7 +211,7 @@ class Net:
         d = r.width
         g_answer = (answer - wanted) / len(wanted)
         g_together = (g_answer @ p["out"].T) * kept
-        g_attended, g_best, g_mean, g_layer = np.split(g_together, (d, 2 * d, 3 * d), axis=1)
+        g_attended, g_mean, g_best, g_layer = np.split(g_together, (d, 2 * d, 3 * d), axis=1)
         g_layer = g_layer * (layer > 0)
         g_hidden = g_attended[request] * weights + (g_mean / sizes)[request]
         at_best = hidden == best[request]
@@ -262,42 +261,18 @@ class Net:
         attention = sum(self.p["attention_place"][offset + part] for part, offset in zip(parts, PART_OFFSETS, strict=True))
         return np.asarray(places), np.asarray(attention)
 
-    def parts_of_out(self) -> list[Floats]:
-        """What the answer takes of the sentence attended to, the best of all, their mean, and the structure."""
-        d = self.recipe.width
-        return np.split(self.p["out"], (d, 2 * d, 3 * d))
-
-    def sums(self, vectors: Floats) -> Floats:
-        """What each word, then each opening adds to its sentence. `vectors` have their weights multiplied in."""
-        words = vectors @ self.p["projection"] + self.own.value[:-1] * self.counts[:, None]
-        return np.concatenate((words, self.openings.value[:-1]))
-
-
-def together(nets: Sequence[Net], vectors: Floats) -> Weights:
-    """As model.py computes with them: heads side by side, their answers averaged."""
-    count = len(nets)
-
-    def beside(name: str) -> Floats:
-        return np.concatenate([net.p[name] for net in nets], axis=-1)
-
-    weight = np.append(nets[0].counts, np.zeros(OPENINGS, np.float32))[:, None]
-    sums, steps = in_steps(np.concatenate([*(net.sums(vectors) for net in nets), weight], axis=1))
-    places = [net.places() for net in nets]
-    return Weights(
-        sums=sums,
-        steps=steps,
-        places=np.concatenate([place for place, _ in places], axis=1),
-        attention=np.concatenate([net.p["attention"][:, 0] for net in nets]),
-        attention_places=np.concatenate([attention for _, attention in places], axis=1),
-        mean=nets[0].mean,
-        spread=nets[0].spread,
-        structure=beside("structure"),
-        structure_bias=beside("structure_bias"),
-        out=np.concatenate([part for parts in zip(*(net.parts_of_out() for net in nets), strict=True) for part in parts]) / count,
-        direct=sum((net.p["direct"] for net in nets[1:]), nets[0].p["direct"]) / count,
-        bias=sum((net.p["bias"] for net in nets[1:]), nets[0].p["bias"]) / count,
-        heads=count,
-    )
+    def weights(self, vectors: Floats) -> Weights:
+        """As model.py computes with them. `vectors` have their weights multiplied in."""
+        p = self.p
+        words = vectors @ p["projection"] + self.own.value[:-1] * self.counts[:, None]
+        weight = np.append(self.counts, np.zeros(OPENINGS, np.float32))
+        sums, step = in_steps(np.column_stack((np.concatenate((words, self.openings.value[:-1])), weight)))
+        places, attention_places = self.places()
+        return Weights(
+            sums=sums, step=step, places=places, attention=p["attention"][:, 0], attention_places=attention_places, mean=self.mean,
+            spread=self.spread, structure=p["structure"], structure_bias=p["structure_bias"], out=p["out"], direct=p["direct"],
+            bias=p["bias"],
+        )  # fmt: skip
 
 
 def softmax(scores: Floats) -> Floats:

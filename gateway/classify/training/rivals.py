@@ -74,7 +74,7 @@ def tfidf_scores(
         looked = [glance(row.body).pieces for row in rows]
         system = [" ".join(text for zone, text in pieces if zone == SYSTEM) for pieces in looked]
         last = [[text for zone, text in pieces if zone == LAST] or [""] for pieces in looked]
-        return [system, [texts[0][:300] for texts in last], [texts[-1][-300:] for texts in last]]
+        return [system, [texts[0] for texts in last], [texts[-1] for texts in last]]
 
     columns: list[Any] = []
     judge_columns: list[Any] = []

@@ -36,7 +36,6 @@ class Trial:
     catalog: Catalog
     costs: Costs
     recipe: Recipe = field(default_factory=Recipe)
-    heads: int = 1
     seed: int = 0
     shares: Mapping[str, float] = field(default_factory=dict)  # of sets, 1 each when left out
     rivals: bool = True
@@ -54,7 +53,7 @@ class Trial:
         """How much a set counts."""
         return self.shares.get(source, 1.0)
 
-    def model(self, rows: Sequence[Labelled], heads: int, what: str) -> Model:
+    def model(self, rows: Sequence[Labelled], what: str) -> Model:
         """Fitted to these rows and the composed ones."""
         every = [*rows, *self.composed]
         done = 0
@@ -62,10 +61,10 @@ class Trial:
         def epoch() -> None:
             nonlocal done
             done += 1
-            self.progress(what, done, self.recipe.epochs * heads)
+            self.progress(what, done, self.recipe.epochs)
 
         kinds = [row.kind for row in every]
-        weights = fit(self.seen(every), kinds, shares_of(every, self.share), self.table, self.recipe, heads, self.seed, epoch)
+        weights = fit(self.seen(every), kinds, shares_of(every, self.share), self.table, self.recipe, self.seed, epoch)
         return Model(weights, self.table.words)
 
     def judged_apart(self, parts: Sequence[tuple[str, NDArray[np.bool_]]]) -> dict[str, Floats]:
@@ -79,7 +78,7 @@ class Trial:
         for name, part in parts:
             train = [row for row, held in zip(self.rows, part, strict=True) if not held]
             held = [row for row, is_held in zip(self.rows, part, strict=True) if is_held]
-            model = self.model(train, 1, name)
+            model = self.model(train, name)
             scores["learned"][part] = answers(model, self.seen(held))
             if self.rivals:
                 every = [*train, *self.composed]
@@ -120,7 +119,7 @@ class Trial:
 
     def final(self, temperature: float) -> Model:
         """Fitted to everything."""
-        model = self.model(self.rows, self.heads, "all rows")
+        model = self.model(self.rows, "all rows")
         every = [*self.rows, *self.composed]
         model.temperature = temperature
         model.notes = {"mix": mix_of(every, shares_of(every, self.share)), "rows": len(self.rows), "composed": len(self.composed)}

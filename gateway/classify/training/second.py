@@ -1,0 +1,106 @@
+"""Fits the head of the second opinion (classify/second.py) and judges it beside the look, alone and with it. Needs the `embeddings` extra.
+Deterministic, as fit.py is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, cos, pi
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.classify.model import Floats
+from gateway.classify.second import VECTOR, Encode, Head, directions, encoder, sentences
+from gateway.classify.text import glance
+from gateway.classify.training.judge import best_temperature, shares_of
+from gateway.classify.training.net import softmax
+from gateway.classify.training.rows import Labelled
+from gateway.classify.training.second_net import BATCH, RATE, SecondNet, Seen
+from gateway.classify.training.trial import Trial
+
+AT_ONCE = 256  # sentences that the model reads at once
+FITTED = "second opinion"
+BOTH = "both"
+
+Progress = Callable[[int, int], None]  # how many are done, of how many
+
+
+@dataclass(slots=True)
+class Read:
+    """Rows as the sentence model reads them."""
+
+    centre: Floats
+    seen: list[Seen]
+
+
+@dataclass(slots=True)
+class SecondTrial(Trial):
+    """As Trial, with the second opinion and what both say together as contenders; `head` is what is kept."""
+
+    _read: Read | None = None
+    _at: dict[int, int] = field(default_factory=dict)  # of each labelled row, by id, its place in `_read`
+    second_temperature: float = 1.0
+
+    def read(self) -> Read:
+        """All rows, read once."""
+        if self._read is None:
+            every = [*self.rows, *self.composed]
+            self._at = {id(row): at for at, row in enumerate(every)}
+            self._read = read(every, encoder(), lambda done, of: self.progress("reading", done, of))
+        return self._read
+
+    def judged_apart(self, parts: Sequence[tuple[str, NDArray[np.bool_]]]) -> dict[str, Floats]:
+        scores = super(SecondTrial, self).judged_apart(parts)
+        second = scores[FITTED] = np.zeros_like(scores["learned"])
+        for name, part in parts:
+            head = self.fitted([row for row, held in zip(self.rows, part, strict=True) if not held], name)
+            for at in np.flatnonzero(part):
+                row = self.read().seen[int(at)]
+                second[at] = head.scores(row.vectors, row.places)
+        kinds, shares = np.array([row.kind for row in self.rows]), shares_of(self.rows, self.share)
+        self.second_temperature = best_temperature(second, kinds, shares)
+        temperatures = ((scores["learned"], best_temperature(scores["learned"], kinds, shares)), (second, self.second_temperature))
+        scores[BOTH] = sum((np.log(softmax(one / t) + 1e-6) for one, t in temperatures), np.zeros_like(second))
+        return scores
+
+    def fitted(self, rows: Sequence[Labelled], what: str) -> Head:
+        """To these rows and the composed ones."""
+        known = self.read()
+        every = [*rows, *self.composed]
+        seen = [known.seen[self._at[id(row)]] for row in every]
+        kinds = np.array([row.kind for row in every])
+        shares = shares_of(every, self.share)
+        chance = np.random.default_rng(self.seed)
+        net = SecondNet(chance)
+        epochs = self.recipe.epochs
+        steps, step = epochs * ceil(len(every) / BATCH), 0
+        for epoch in range(epochs):
+            drawn = chance.choice(len(every), len(every), p=shares / shares.sum())
+            for begin in range(0, len(every), BATCH):
+                chosen = drawn[begin : begin + BATCH]
+                net.learn([seen[i] for i in chosen], kinds[chosen], RATE * 0.5 * (1 + cos(pi * step / steps)))
+                step += 1
+            self.progress(f"second opinion, {what}", epoch + 1, epochs)
+        return net.head(known.centre)
+
+    def head(self) -> Head:
+        """Fitted to everything."""
+        head = self.fitted(self.rows, "all rows")
+        head.temperature = self.second_temperature
+        return head
+
+
+def read(rows: Sequence[Labelled], encode: Encode, progress: Progress = lambda done, of: None) -> Read:
+    """Every sentence of these rows, each once, however often it is there."""
+    cut = [sentences(glance(row.body).pieces) for row in rows]
+    at = {text: index for index, text in enumerate(dict.fromkeys(text for one in cut for text in one.texts))}
+    texts = list(at)
+    vectors = np.empty((len(texts), VECTOR), np.float32)
+    for begin in range(0, len(texts), AT_ONCE):
+        vectors[begin : begin + AT_ONCE] = encode(texts[begin : begin + AT_ONCE])
+        progress(min(begin + AT_ONCE, len(texts)), len(texts))
+    centre = vectors.mean(0)
+    vectors = directions(vectors, centre)
+    return Read(centre, [Seen(vectors[[at[text] for text in one.texts]], one.places) for one in cut])
