@@ -24,6 +24,7 @@ from gateway.core.flow import (
     Mode,
     Outcome,
     Placement,
+    Prediction,
     Refuse,
     RefuseReason,
     Request,
@@ -176,7 +177,7 @@ class Core:
         if self.predictor is not None:
             self.predictor.first_token(placement, instance, now_s)
         self.fleet.prefilled(placement)
-        return self._fill(instance.spec.model, now_s)
+        return self._fill(instance.spec.model, now_s) if self.queues.waiting else []
 
     def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> list[Action]:
         """It is over, well or not, and nothing is tried again."""
@@ -213,7 +214,7 @@ class Core:
         model = instance.spec.model
         self.admission.finished(model, now_s)
         self.controller.ended(instance, placement)
-        return self._fill(model, now_s)
+        return self._fill(model, now_s) if self.queues.waiting else []
 
     def gone(self, ticket: Ticket, now_s: float) -> list[Action]:
         """Its client has left, at whatever stage."""
@@ -318,8 +319,6 @@ class Core:
     def _fill(self, model: str, now_s: float) -> list[Action]:
         """Give places to who waits, most urgent first, until nobody can be placed."""
         actions: list[Action] = []
-        if not self.queues.waiting:
-            return actions
         queues = self.queues.of(model)
         if not queues.waiting:
             return actions
@@ -384,7 +383,7 @@ class Core:
         spec, considered, prediction = instance.spec, self.fleet.considered, None
         for one in reversed(considered):
             if one[0] is instance:
-                prediction = one[1]
+                prediction = tuple.__new__(Prediction, one[1:5])
                 break
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s, prediction)
         if ticket.lane is not None:

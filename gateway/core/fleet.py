@@ -89,15 +89,15 @@ class Fleet:
         """What `instance` would take for `ticket` if started now, with what runs there."""
         if self._predictor is None:
             return UNKNOWN
-        considered = self._predictor.consider(ticket, (instance,), now_s)
-        self.considered += considered
-        return considered[0][1]
+        [one] = self._predictor.consider(ticket, (instance,), now_s)
+        self.considered.append(one)
+        return Prediction(*one[1:5])
 
     def consider(self, ticket: Ticket, now_s: float) -> Sequence[Considered]:
         """`open_instances` with what each would take."""
         found = self.open_instances(ticket)
         if self._predictor is None:
-            return [(instance, UNKNOWN, instance.in_flight, instance.tightest_itl_s) for instance in found]
+            return [(instance, *UNKNOWN, instance.in_flight, instance.tightest_itl_s) for instance in found]
         considered = self._predictor.consider(ticket, found, now_s)
         self.considered = self.considered + considered if self.considered else considered
         return considered

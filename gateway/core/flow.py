@@ -162,8 +162,9 @@ class Prediction(NamedTuple):
         )
 
 
-Considered = tuple[Any, Prediction, int, float]
-"""(instance, what was predicted for it, its sequences in flight, the tightest gap promised there) as a decision looked at it."""
+Considered = tuple[Any, float, float, float, float, int, float]
+"""(instance, ttft_s, itl_s, e2e_s, work_s, its sequences in flight, the tightest gap promised there) as a decision looked at it: a
+`Prediction` and what it was made beside, flat, for there is one for every instance of every decision."""
 
 
 @dataclass(slots=True, eq=False)

@@ -148,9 +148,10 @@ def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) 
 
 
 def _candidate(
-    ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, prediction: Prediction, in_flight: int, tightest_itl_s: float
-) -> dict[str, Any]:
-    spec = instance.spec
+    ticket: Ticket, at_s: float, chosen_id: str, instance: Instance, ttft_s: float, itl_s: float, e2e_s: float, work_s: float,
+    in_flight: int, tightest_itl_s: float,
+) -> dict[str, Any]:  # fmt: skip
+    spec, prediction = instance.spec, Prediction(ttft_s, itl_s, e2e_s, work_s)
     return {
         "instance_id": spec.instance_id,
         "tier": spec.tier,

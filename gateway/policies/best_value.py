@@ -23,16 +23,18 @@ def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
     """Lengths spread as in traces: the end is in time with odds (time left / time predicted)^2. First tokens and gaps are known better:
     the odds are 9 to 1 where the cautious prediction just holds, and change with its sixth power."""
     late, weight = ticket.late, ticket.weight
-    left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
+    left_s, ttft_left_s = ticket.e2e_deadline_at_s - now_s, ticket.ttft_deadline_at_s - now_s
+    left_s, ttft_left_s = left_s if left_s > 1e-3 else 1e-3, ttft_left_s if ttft_left_s > 1e-3 else 1e-3
     itl_target_s = ticket.itl_target_s or ticket.tag.targets.itl_s
     most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
     best: Instance | None = None
     best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
-    for instance, (ttft_s, itl_s, e2e_s, work_s), _, tightest_itl_s in fleet.consider(ticket, now_s):
+    for instance, ttft_s, itl_s, e2e_s, work_s, _, tightest_itl_s in fleet.consider(ticket, now_s):
         if itl_s > most_s or itl_s > tightest_itl_s:
             continue
         end = (e2e_s - ttft_s) / (left_s - ttft_s if left_s > ttft_s else 1e-6)
-        gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
+        gap, first = itl_s / even_itl_s, ttft_s / even_ttft_s
+        gap, first = gap * gap * gap, first * first * first
         ends, flows = 1.0 + end * end, 1.0 + gap * gap
         likely = weight / (ends * flows * (1.0 + first * first))
         value = likely - TOLL * instance.stake_per_s * work_s - USD * instance.usd_per_hour
