@@ -152,7 +152,7 @@ def test_callers_without_a_text_of_their_own_are_judged_one_by_one() -> None:
 
 
 def test_a_head_is_trained_and_judged_beside_the_look_and_the_same_again(tmp_path: Path) -> None:
-    options = [str(data(tmp_path)), "--second", "--epochs", "6", "--no-rivals", "--json"]
+    options = [str(data(tmp_path)), "--second", "--epochs", "20", "--no-rivals", "--json"]
     report = run(*options, "--folds", "2", "--out", str(tmp_path / "one.npz"))
     assert set(report["figures"]["held out by family"]) == {"learned", "second opinion", "both"}
     assert report["figures"]["held out by family"]["second opinion"]["accuracy"] > 0.5
