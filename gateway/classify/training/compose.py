@@ -22,6 +22,7 @@ from gateway.predict.prompts import TOKENS_PER_BYTE
 Request = dict[str, Any]
 BOUNDARY_TOKENS = (5_900, 6_476, 7_400)  # rows between the first and the last would say nothing clear
 BARE_RATIO = 0.07  # of requests that are no code go to the completions endpoint, as one text
+ASIDE_RATIO = 0.15
 GIVEN = ("translation", "summary", "document")
 CODE_KINDS = ("code_completion", "code_generation")
 
@@ -88,6 +89,7 @@ class Bank:
             self.notes: list[str] = said["notes"]
             self.rules: list[str] = said["rules"]
             self.holders: list[str] = said["holders"]
+            self.asides: list[str] = said["asides"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path} is not a bank of instructions: {error!r}") from None
         self.documents = [text for text in documents if len(text) > 300]
@@ -194,7 +196,14 @@ class Composer:
         others = [language for language in lines if language != "en"]
         language = "en" if not others or self.chance.random() < 0.7 else self.chance.choice(others)
         line = self._fill(self.chance.choice(lines[language]), text)
-        return self._dressed(line) if language == "en" else line
+        return self._with_aside(self._dressed(line)) if language == "en" else line
+
+    def _with_aside(self, line: str) -> str:
+        """People say more than what is to be done."""
+        if self.chance.random() >= ASIDE_RATIO:
+            return line
+        aside = self._fill(self.chance.choice(self.bank.asides))
+        return self.chance.choice((f"{aside} {line}", f"{line} {aside}", f"{aside}\n{line}", f"{line}\n{aside}"))
 
     def _system(self, kind: str) -> str | None:
         chance = self.chance
@@ -257,6 +266,14 @@ class Composer:
             facts.append(start + fact + chance.choice((": ", ": ", " = ", " - ")) + " ".join(words[at : at + chance.randrange(1, 5)]))
         return "\n".join(facts)
 
+    def _choices(self, text: str) -> str:
+        """Answers to choose from, which push the question away from the end."""
+        chance = self.chance
+        names = sorted(set(_NAME.findall(text[:20_000]))) or self.bank.fill["x"]
+        heading = chance.choice(("Choices:", "Options:", "Candidates:", "Answers:", ""))
+        mark = chance.choice(("- ", "* ", "", " - "))
+        return "\n" + "\n".join([heading, *(mark + name for name in chance.sample(names, min(len(names), chance.randrange(3, 25))))])
+
     def _code(self, chars: int) -> str:
         text = self.chance.choice(self.bank.code)
         return text[:chars]
@@ -298,6 +315,8 @@ class Composer:
         line = self._instruction(kind, text)
         luck = chance.random()
         if kind == "document" and luck < 0.4:
+            if chance.random() < 0.25:
+                line += self._choices(text)
             return [_user(chance.choice(_QUESTION_AROUND).format(i=line, t=text, u=self._text()[: len(text)]))]
         if luck < 0.74:
             return [_user(chance.choice(_AROUND).format(i=line, t=text))]
