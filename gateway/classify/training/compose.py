@@ -50,6 +50,10 @@ _QUESTION_AROUND = (
     "Document 1:\n{t}\n\nDocument 2:\n{u}\n\n{i}", "<context>{t}</context>\n<question>{i}</question>",
     "Search results:\n1. {t}\n2. {u}\n\nUser question: {i}",
 )  # fmt: skip
+_HEADINGS = (
+    "Source {n}:\n", "[{n}] ", "--- file_{n}.txt ---\n", "Document {n}\n", "## Chapter {n}\n", "=== p. {n} ===\n", "EXHIBIT {n}\n\n",
+    "<doc id={n}>\n", "{n}. ", "Part {n}:\n",
+)  # fmt: skip
 _NOTES_AROUND = (
     "{t}\n\n{i}", "{i}\n\n{t}", "{i}\n{t}", "Facts:\n{t}\n{i}", "{i}\n\nNotes:\n{t}", "Details:\n{t}\n\n{i}", "{i} {t}", "{t} {i}",
     "Title: {t}\n{i}", "Outline:\n{t}\n\n{i}", "{i}\n\nInput:\n{t}\n\nOutput:", "### Instruction:\n{i}\n\n### Input:\n{t}",
@@ -241,10 +245,12 @@ class Composer:
         luck = self.chance.random()
         octave = self.chance.uniform(6, 10) if luck < 0.4 else self.chance.uniform(9, 14) if luck < 0.8 else self.chance.uniform(14.9, 17)
         chars = int(2**octave)
-        text = self.chance.choice(self.bank.documents)
+        heading = self.chance.choice(_HEADINGS) if self.chance.random() < 0.5 else ""
+        text, number = heading.format(n=1) + self.chance.choice(self.bank.documents), 1
         while len(text) < chars:
-            text += "\n\n" + self.chance.choice(self.bank.documents)
-        return self._clip(text, chars)
+            number += 1
+            text += "\n\n" + heading.format(n=number) + self.chance.choice(self.bank.documents)
+        return text[:chars] if heading else self._clip(text, chars)
 
     def _notes(self) -> str:
         """What somebody has to write a text from: facts, points, or a sentence."""
