@@ -2,7 +2,8 @@
 
 What is learnt from rows alone is learnt by their accidents: that translations are short, that questions come last, that a system text
 settles it. Here every kind meets every length, place, wrapping and tone. The bank is a file of instruction lines by kind and language,
-system texts, and words to fill in; the texts are the documents beside the rows, and code that rows hold.
+system texts with the rules they go on with, what people say beside, and words to fill in; the texts are the documents beside the rows, and
+code that rows hold.
 """
 
 from __future__ import annotations
