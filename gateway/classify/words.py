@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 # Scripts that write without spaces: kana, han, thai.
 _ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 # The space before a word is taken along: to fail at each costs a quarter of the time.
-_ASCII_WORDS = re.compile(r" ?([a-z]+|[0-9]+|\n+|[.?!:;] |[^\w\s]|_)").findall
+_ASCII_WORDS = re.compile(r" ?([a-z]++|[.?!:;] |[^\w\s]|[0-9]++|\n++|_)").findall
 _WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
 
 # What a word is. From BREAK on it closes a sentence.
