@@ -4,6 +4,9 @@ Several times a second a worker tells what it has running and waiting, reads wha
 leases it, all in one atomic call (slots.lua). Never on the request path: the core is told how many slots it may use, as an event. A
 lease stands for STANDS_S, and half as long again on the server: then what a killed worker held is anybody's.
 
+Some slots are nobody's, and the core knows how many. A request that is best served by one of them waits in its queue for the one call
+that leases it; a slot that somebody else waits for is given back as soon as what ran on it has ended.
+
 Without an answer the last leases hold until they run out. After that, as configured: `open` goes on with a fixed share of each limit,
 `closed` uses no slot. What the limit of an instance is, the controller says (core/enforce); where workers differ, the lowest that is
 vouched for by somebody with work there is in force.
@@ -12,19 +15,21 @@ vouched for by somebody with work there is in force.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 from typing import Any
 from zlib import crc32
 
 import msgspec
 
-from gateway.core.flow import UNSHARED, Lease
+from gateway.core.decide import LOOK_AHEAD
+from gateway.core.flow import UNSHARED, Lease, Ticket
 from gateway.core.instance import Instance
 from gateway.core.queues import ModelQueues
 from gateway.live import Live
-from gateway.state.looks import again
+from gateway.state.looks import Bell, again
 from gateway.state.script_text import script_text
 from gateway.state.shares import shares, static_share
 from gateway.state.store import Store, StoreError
@@ -38,11 +43,15 @@ KEPT_RATIO = 1.5
 EVERY_S = 0.15
 """between renewals"""
 LOOK_S = 0.03
-"""between looks at whether somebody waits for a slot, and the shortest time between renewals then"""
+"""the same while somebody waits for a slot that others hold"""
+BORROW_S = 0.01
+"""the shortest, to lease a slot that nobody holds, or to give one back that somebody waits for"""
 TURN_S = 1.0
 """for how long the same worker comes first when something cannot be divided"""
 DECLINED_S = 0.5
 """a slot that waiting work did not take is not asked for again for this long: that work cannot use this instance"""
+MOST_STAKE_PER_S = 1e6
+"""that others are believed: thousands of requests that a delay of a second would ruin"""
 
 SCRIPT = script_text("slots.lua")
 
@@ -53,6 +62,7 @@ class Row(msgspec.Struct, array_like=True):
     leased: int
     word: int
     figures: tuple[int, int, int, tuple[int, ...]]  # in flight, unprefilled tokens, context tokens, needs by class rank
+    promises: tuple[float, float] = (0.0, 0.0)  # what a second of delay costs what runs there, its tightest ITL target, 0 = none
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -72,6 +82,7 @@ class _Share:
 
     leased: int = 0  # as last answered
     limit: int = 0  # in force
+    spare: int = 0  # nobody's, as last answered
     declined_at_s: float = -1e9
     offered: bool = False  # there was room and somebody waited, when last looked at
 
@@ -113,15 +124,26 @@ class Slots:
         self._now_ms = 0
         self._records: dict[str, Record] = {}
         self._shares: dict[str, _Share] = {}
+        self._bell = Bell()
 
     # ---- what happens all the time
 
     async def run(self) -> None:
         """Renew, for ever."""
-        await again(LOOK_S, "leases", self._look)
+        self.live.borrow = self._bell.ring
+        await again(self._pause_s, "leases", self._look, self._bell)
+
+    def _pause_s(self) -> float:
+        return max(self._asked_at_s + self._due_s() - self._clock(), 0.001)
+
+    def _due_s(self) -> float:
+        """How long after the last call the next one is due."""
+        if not self._unanswered and self._moving():
+            return BORROW_S
+        return LOOK_S if self.wanting() else EVERY_S
 
     async def _look(self) -> None:
-        if self._clock() - self._asked_at_s >= EVERY_S or self.wanting():
+        if self._clock() - self._asked_at_s >= self._due_s() - 0.001:
             await self.renew()
 
     def begin(self) -> None:
@@ -151,6 +173,8 @@ class Slots:
         if reply is None:
             if self._clock() >= self._until_s:
                 self.fall_back()
+            else:
+                self._nothing_to_borrow()
             return False
         self.answered(asked, reply, now_s)
         return True
@@ -197,6 +221,7 @@ class Slots:
         core = self.live.core
         names = sorted({self.worker, *self._records})
         waiting = {model: _waiting(queues) for model, queues in core.queues.by_model.items() if queues.waiting}
+        wishes = _wishes(core.queues.by_model.values())
         ceilings = core.fleet.ceilings
         rows: list[Any] = []
         less: list[Lease] = []
@@ -205,7 +230,8 @@ class Slots:
             if share is None:
                 share = self._shares[instance_id] = _Share()
             by_rank, most = waiting.get(instance.spec.model, (None, 1))
-            needs = self._needs(instance, share, by_rank, most, now_s)
+            wished = wishes.get(instance_id)
+            needs = self._needs(instance, share, by_rank, most, wished, now_s)
             others = {name: self._records[name].rows.get(instance_id) for name in names if name != self.worker}
             there = [name for name in names if name == self.worker or others[name] is not None]
             all_needs = [needs if row is None else row.figures[3] for row in (others.get(name) for name in there)]
@@ -214,19 +240,25 @@ class Slots:
             limit = min(limit, word) if word else limit
             turn = int(self._now_ms / (TURN_S * 1000.0)) + crc32(instance_id.encode())
             wanted = shares(limit, ceilings, all_needs, turn)[there.index(self.worker)]
+            if wished is not None:
+                wanted = max(wanted, instance.in_flight + sum(wished))  # the core has seen that there is room, for this class too
             held = instance.leased if instance.leased != UNSHARED else 0
             if self._unanswered or not self.settled:
                 wanted = max(wanted, held)  # nobody could take over what we give up
             elif wanted < held:
                 held = wanted
-                less.append(Lease(instance_id, held))
+                less.append(Lease(instance_id, held, spare=share.spare))
             figures = (instance.in_flight, max(instance.unprefilled_tokens, 0), max(instance.context_tokens, 0), needs)
-            rows.append((instance_id, instance.slots, wanted, held, instance.in_flight, word, figures))
+            tightest_itl_s = min(instance.itl_targets, default=0.0)
+            promises = (round(instance.stake_ours_per_s, 6), tightest_itl_s)
+            rows.append((instance_id, instance.slots, wanted, held, instance.in_flight, word, figures, promises))
         if less:
             self.live.leased(less)
         return rows
 
-    def _needs(self, instance: Instance, share: _Share, waiting: list[int] | None, most: int, now_s: float) -> tuple[int, ...]:
+    def _needs(
+        self, instance: Instance, share: _Share, waiting: list[int] | None, most: int, wishes: list[int] | None, now_s: float
+    ) -> tuple[int, ...]:
         """Sequences by class rank that run there or would like to."""
         loosest = len(self.live.core.fleet.ceilings) - 1
         needs = [0] * (loosest + 1)
@@ -241,7 +273,16 @@ class Slots:
             # It got a slot and left it: who waits here cannot use this instance, and would keep it from others.
             share.offered = False
             share.declined_at_s = now_s
+        if wishes is not None:
+            needs = [needed + more for needed, more in zip(needs, wishes, strict=True)]
         return tuple(needs)
+
+    def _moving(self) -> bool:
+        """Is there a slot that could change hands at once?"""
+        core = self.live.core
+        if any(instance.owed and instance.in_flight < instance.leased for instance in core.fleet.by_id.values()):
+            return True
+        return any(ticket.wish is not None for queues in core.queues.by_model.values() if queues.waiting for ticket in _next(queues))
 
     def _exhausted(self, instance: Instance, most: int, now_s: float) -> bool:
         """Is it our lease that keeps what waits from starting there?"""
@@ -277,21 +318,33 @@ class Slots:
         self.known = sorted({self.worker, *self._records})
         fleet = self.live.core.fleet
         leases: list[Lease] = []
-        for (instance_id, _, _, _, _, word, _), (slots, limit) in zip(asked, granted, strict=False):
+        for (instance_id, _, _, _, _, word, _, _), (slots, limit) in zip(asked, granted, strict=False):
             instance = fleet.by_id.get(instance_id)
             if instance is None:
                 continue
             share = self._shares.setdefault(instance_id, _Share())
             share.leased, share.limit = slots, limit
             rows = [row for record in self._records.values() if (row := record.rows.get(instance_id)) is not None]
-            fleet.others(instance, *(max(sum(row.figures[n] for row in rows), 0) for n in range(3)))  # type: ignore[misc]
+            figures = [max(sum(row.figures[n] for row in rows), 0) for n in range(3)]
+            tightest_itl_s = min((row.promises[1] for row in rows if row.promises[1] > 0.0), default=inf)
+            fleet.others(instance, *figures, _sane(sum(row.promises[0] for row in rows)), tightest_itl_s)
+            share.spare = max(limit - slots - sum(row.leased for row in rows), 0) if settled else 0
+            instance.owed = any(sum(row.figures[3]) > row.leased for row in rows)
             # Nothing of ours runs there to judge by: what the others have found is as good as ours.
             found = max(limit, instance.spec.limit_start) if not word and limit != instance.limit else 0
-            leases.append(Lease(instance_id, slots, found))
+            leases.append(Lease(instance_id, slots, found, share.spare))
         if self.lost is not False:
             self.lost = False
             self._told(False)
         self.live.leased(leases)
+
+    def _nothing_to_borrow(self) -> None:
+        """Nobody answers: what waits for a lease goes where we hold one."""
+        fleet = self.live.core.fleet
+        if any(share.spare for share in self._shares.values()):
+            for share in self._shares.values():
+                share.spare = 0
+            self.live.leased([Lease(instance_id, instance.leased) for instance_id, instance in fleet.by_id.items()])
 
     def fall_back(self) -> None:
         """No lease of ours stands and nobody answers: a fixed share of each limit, or nothing. Until every other worker must have come
@@ -329,8 +382,34 @@ def _waiting(queues: ModelQueues) -> tuple[list[int], int]:
     """Sequences that wait for a model, by class rank, and the most that one request asks for."""
     most = _most_choices(queues)
     counts = [lane.requests + (most - 1 if lane.requests else 0) for lane in queues.lanes]
+    for ticket in _next(queues):
+        if ticket.wish is not None:
+            counts[-1 if ticket.late else ticket.tag.rank] -= 1  # that one knows where it wants to go
     counts[-1] += queues.late.requests  # what is late anyway may use what the loosest may
-    return counts, most
+    return [max(count, 0) for count in counts], most
+
+
+def _next(queues: ModelQueues) -> Iterator[Ticket]:
+    """Those that the core looks at when a slot frees."""
+    for lane in (*queues.lanes, queues.late):
+        if lane.requests:
+            yield from lane.heads(LOOK_AHEAD)
+
+
+def _wishes(all_queues: Iterable[ModelQueues]) -> dict[str, list[int]]:
+    """Sequences that would start on an instance if there was a lease, by class rank."""
+    wishes: dict[str, list[int]] = {}
+    for queues in all_queues:
+        for ticket in _next(queues) if queues.waiting else ():
+            if ticket.wish is not None:
+                counts = wishes.setdefault(ticket.wish.spec.instance_id, [0] * len(queues.lanes))
+                counts[-1 if ticket.late else ticket.tag.rank] += ticket.request.n
+    return wishes
+
+
+def _sane(stake_per_s: float) -> float:
+    """As somebody else told it."""
+    return stake_per_s if 0.0 <= stake_per_s <= MOST_STAKE_PER_S else 0.0
 
 
 def _most_choices(queues: ModelQueues) -> int:

@@ -79,8 +79,7 @@ def test_an_idle_worker_hands_its_slots_to_one_that_starves(server: Server) -> N
     async def run() -> None:
         idle, busy = Worker(server, "a", 8), Worker(server, "b", 8)
         await round_of(idle, busy, times=3)
-        assert idle.leased() + busy.leased() == 8
-        assert idle.leased() > 0
+        assert idle.leased() == busy.leased() == 2  # half of it all, and the other half is whose it must be
         busy.arrive(rank=0, count=20)
         await round_of(busy, idle, busy)
         assert (idle.leased(), busy.in_flight()) == (0, 8)
