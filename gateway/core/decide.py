@@ -264,6 +264,12 @@ class Core:
         actions: list[Action] = [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s) for ticket in lost]
         return [*actions, *self._everywhere(now_s)]
 
+    def idle(self) -> bool:
+        """Nothing runs, and nothing waits."""
+        if any(queues.waiting for queues in self.queues.by_model.values()):
+            return False
+        return not self.fleet.leaving and not any(instance.residents for instance in self.fleet.by_id.values())
+
     @property
     def next_wake_at_s(self) -> float | None:
         """When `tick` should be called at the latest for a held start; None when nothing is held."""

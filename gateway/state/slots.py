@@ -15,7 +15,7 @@ vouched for by somebody with work there is in force.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -24,15 +24,14 @@ from zlib import crc32
 
 import msgspec
 
-from gateway.core.decide import LOOK_AHEAD
-from gateway.core.flow import UNSHARED, Lease, Ticket
+from gateway.core.flow import UNSHARED, Lease
 from gateway.core.instance import Instance
-from gateway.core.queues import ModelQueues
 from gateway.live import Live
 from gateway.state.looks import Bell, again
 from gateway.state.script_text import script_text
 from gateway.state.shares import shares, static_share
 from gateway.state.store import Store, StoreError
+from gateway.state.wants import most_choices, next_of, waiting_of, wishes_of
 
 log = logging.getLogger("slo_gateway")
 
@@ -42,6 +41,8 @@ KEPT_RATIO = 1.5
 """for so many times longer the server keeps it from others: a call that is under way, or a worker that had no time to run, is late"""
 EVERY_S = 0.15
 """between renewals"""
+IDLE_S = 0.3
+"""the same for a worker that has nothing running and nothing waiting; two calls may still be lost before a lease has run out"""
 LOOK_S = 0.03
 """the same while somebody waits for a slot that others hold"""
 BORROW_S = 0.01
@@ -125,6 +126,7 @@ class Slots:
         self._records: dict[str, Record] = {}
         self._shares: dict[str, _Share] = {}
         self._bell = Bell()
+        self._idle = False
 
     # ---- what happens all the time
 
@@ -140,7 +142,9 @@ class Slots:
         """How long after the last call the next one is due."""
         if not self._unanswered and self._moving():
             return BORROW_S
-        return LOOK_S if self.wanting() else EVERY_S
+        if self.wanting():
+            return LOOK_S
+        return IDLE_S if self._idle and not self._unanswered and self.settled and self.live.core.idle() else EVERY_S
 
     async def _look(self) -> None:
         if self._clock() - self._asked_at_s >= self._due_s() - 0.001:
@@ -210,7 +214,7 @@ class Slots:
         for model, queues in core.queues.by_model.items():
             serving = core.fleet.serving(model) if queues.waiting else None
             if serving is not None:
-                most = _most_choices(queues)
+                most = most_choices(queues)
                 if any(self._exhausted(instance, most, now_s) for instance in serving.instances):
                     return True
         return False
@@ -220,11 +224,12 @@ class Slots:
         before we hear the answer."""
         core = self.live.core
         names = sorted({self.worker, *self._records})
-        waiting = {model: _waiting(queues) for model, queues in core.queues.by_model.items() if queues.waiting}
-        wishes = _wishes(core.queues.by_model.values())
+        waiting = {model: waiting_of(queues) for model, queues in core.queues.by_model.items() if queues.waiting}
+        wishes = wishes_of(core.queues.by_model.values())
         ceilings = core.fleet.ceilings
         rows: list[Any] = []
         less: list[Lease] = []
+        self._idle = core.idle()  # as the others know it
         for instance_id, instance in core.fleet.by_id.items():
             share = self._shares.get(instance_id)
             if share is None:
@@ -240,7 +245,7 @@ class Slots:
             limit = min(limit, word) if word else limit
             turn = int(self._now_ms / (TURN_S * 1000.0)) + crc32(instance_id.encode())
             wanted = shares(limit, ceilings, all_needs, turn)[there.index(self.worker)]
-            if wished is not None:
+            if wished is not None and not instance.owed:
                 wanted = max(wanted, instance.in_flight + sum(wished))  # the core has seen that there is room, for this class too
             held = instance.leased if instance.leased != UNSHARED else 0
             if self._unanswered or not self.settled:
@@ -282,7 +287,7 @@ class Slots:
         core = self.live.core
         if any(instance.owed and instance.in_flight < instance.leased for instance in core.fleet.by_id.values()):
             return True
-        return any(ticket.wish is not None for queues in core.queues.by_model.values() if queues.waiting for ticket in _next(queues))
+        return any(ticket.wish is not None for queues in core.queues.by_model.values() if queues.waiting for ticket in next_of(queues))
 
     def _exhausted(self, instance: Instance, most: int, now_s: float) -> bool:
         """Is it our lease that keeps what waits from starting there?"""
@@ -325,11 +330,14 @@ class Slots:
             share = self._shares.setdefault(instance_id, _Share())
             share.leased, share.limit = slots, limit
             rows = [row for record in self._records.values() if (row := record.rows.get(instance_id)) is not None]
-            figures = [max(sum(row.figures[n] for row in rows), 0) for n in range(3)]
+            in_flight, unprefilled_tokens, context_tokens = (max(sum(figures), 0) for figures in _columns(rows))
             tightest_itl_s = min((row.promises[1] for row in rows if row.promises[1] > 0.0), default=inf)
-            fleet.others(instance, *figures, _sane(sum(row.promises[0] for row in rows)), tightest_itl_s)
-            share.spare = max(limit - slots - sum(row.leased for row in rows), 0) if settled else 0
+            stake_per_s = _sane(sum(row.promises[0] for row in rows))
+            fleet.others(instance, in_flight, unprefilled_tokens, context_tokens, stake_per_s, tightest_itl_s)
             instance.owed = any(sum(row.figures[3]) > row.leased for row in rows)
+            # Where others wait, the rule alone says whose a slot is.
+            free = limit - max(slots, instance.in_flight) - sum(row.leased for row in rows)
+            share.spare = max(free, 0) if settled and not instance.owed else 0
             # Nothing of ours runs there to judge by: what the others have found is as good as ours.
             found = max(limit, instance.spec.limit_start) if not word and limit != instance.limit else 0
             leases.append(Lease(instance_id, slots, found, share.spare))
@@ -378,43 +386,16 @@ class Slots:
         self.live.leased(leases)
 
 
-def _waiting(queues: ModelQueues) -> tuple[list[int], int]:
-    """Sequences that wait for a model, by class rank, and the most that one request asks for."""
-    most = _most_choices(queues)
-    counts = [lane.requests + (most - 1 if lane.requests else 0) for lane in queues.lanes]
-    for ticket in _next(queues):
-        if ticket.wish is not None:
-            counts[-1 if ticket.late else ticket.tag.rank] -= 1  # that one knows where it wants to go
-    counts[-1] += queues.late.requests  # what is late anyway may use what the loosest may
-    return [max(count, 0) for count in counts], most
-
-
-def _next(queues: ModelQueues) -> Iterator[Ticket]:
-    """Those that the core looks at when a slot frees."""
-    for lane in (*queues.lanes, queues.late):
-        if lane.requests:
-            yield from lane.heads(LOOK_AHEAD)
-
-
-def _wishes(all_queues: Iterable[ModelQueues]) -> dict[str, list[int]]:
-    """Sequences that would start on an instance if there was a lease, by class rank."""
-    wishes: dict[str, list[int]] = {}
-    for queues in all_queues:
-        for ticket in _next(queues) if queues.waiting else ():
-            if ticket.wish is not None:
-                counts = wishes.setdefault(ticket.wish.spec.instance_id, [0] * len(queues.lanes))
-                counts[-1 if ticket.late else ticket.tag.rank] += ticket.request.n
-    return wishes
+def _columns(rows: list[Row]) -> Iterator[list[int]]:
+    """In flight, unprefilled tokens and context tokens, of everybody."""
+    yield [row.figures[0] for row in rows]
+    yield [row.figures[1] for row in rows]
+    yield [row.figures[2] for row in rows]
 
 
 def _sane(stake_per_s: float) -> float:
     """As somebody else told it."""
     return stake_per_s if 0.0 <= stake_per_s <= MOST_STAKE_PER_S else 0.0
-
-
-def _most_choices(queues: ModelQueues) -> int:
-    lanes = [lane for lane in (*queues.lanes, queues.late) if lane.requests]
-    return max((ticket.request.n for lane in lanes for ticket in lane.heads(1)), default=1)
 
 
 def _text(value: bytes | str) -> str:
