@@ -4,7 +4,8 @@ Open loop, the shipped mix of use cases. The engines run in this process, so tha
 are processes of their own, each with its workers, and each gets every n-th request. Beside the mix every gateway gets short requests, one
 after the other, for a model that is never busy: what they take while the fault lasts, against before and after, is what the fault costs
 the request path. A row says what was attained, what failed, the most that any engine had in flight (its limit is pinned), what the short
-ones took, and how long after the fault all workers shared again.
+ones took, and how long after the fault all workers shared again. How late this process was to send its requests (p99) says whether the
+machine was free: where that is many milliseconds, figures tell of the machine.
 
 `alone` and `shared` get the same requests; the difference is given with its interval (95 %, of paired requests). The rows with a fault
 are shorter. All of it takes twelve minutes at most.
@@ -423,6 +424,7 @@ async def load(
         "failed": dict(whole.failed),
         "short": len(short),
         "short_failed": dict(Counter(one.error or f"status {one.status}" for one in short if one.status != 200 or one.error)),
+        "late_p99_ms": percentile_ms([one.sent_at_s - one.due_at_s for one in short], 0.99),
         "ttft_p99_ms": (whole.latencies["ttft"].quantile(0.99) or 0.0) * 1e3,
         "calm_ms": [percentile_ms(calm, 0.5), percentile_ms(calm, 0.99)],
         "fault_ms": [percentile_ms(during, 0.5), percentile_ms(during, 0.99)] if faulty else None,
@@ -482,7 +484,7 @@ def shown(got: dict[str, Any]) -> str:
     cells.append("short p50/p99 {:.1f}/{:.1f}".format(*got["calm_ms"]))
     if got["fault_ms"]:
         cells[-1] += ", fault {:.1f}/{:.1f}".format(*got["fault_ms"])
-    cells[-1] += f" ms of {got['short']}"
+    cells[-1] += f" ms of {got['short']}, sent {got['late_p99_ms']:.1f} ms late"
     return "  ".join(cells) + (f"  back {got['back_s']:.2f} s" if got["back_s"] is not None else "")
 
 

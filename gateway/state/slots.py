@@ -41,6 +41,10 @@ KEPT_RATIO = 1.5
 """for so many times longer the server keeps it from others: a call that is under way, or a worker that had no time to run, is late"""
 EVERY_S = 0.15
 """between renewals"""
+EACH_S = 0.008
+FRESH_S = 0.05
+"""the same where others place requests beside ours: so much for each worker, but FRESH_S at least and EVERY_S at most; prompts that two
+workers send to one engine within that time know nothing of one another"""
 IDLE_S = 0.3
 """the same for a worker that has nothing running and nothing waiting; two calls may still be lost before a lease has run out"""
 LOOK_S = 0.03
@@ -144,7 +148,11 @@ class Slots:
             return BORROW_S
         if self.wanting():
             return LOOK_S
-        return IDLE_S if self._idle and not self._unanswered and self.settled and self.live.core.idle() else EVERY_S
+        if self._unanswered or not self.settled:
+            return EVERY_S
+        if self._idle and self.live.core.idle():
+            return IDLE_S
+        return min(max(EACH_S * len(self.known), FRESH_S), EVERY_S) if len(self.known) > 1 else EVERY_S
 
     async def _look(self) -> None:
         if self._clock() - self._asked_at_s >= self._due_s() - 0.001:
