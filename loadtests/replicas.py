@@ -55,13 +55,14 @@ FLEET = (("premium", "H100", "", 5), ("balanced", "L40S", "w8", 2), ("cost", "A1
 SHORT = "short"
 SHORT_EVERY_S = 0.1  # at each gateway
 PATIENT = "research_legal"  # nothing of theirs is refused because this machine was slow for a moment
-FAULT_AT_S = 10.0
-FAULT_S = 34.0  # a row with a fault takes so long: as much calm as fault
+FAULT_AT_S = 8.0
+FAULT_S = 30.0  # a row with a fault takes so long: as much calm as fault
 LASTS_S = 10.0
 SETTLE_S = 2.0
 START_S = 60.0  # for a gateway to be there
-DRAIN_S = 15.0
+DRAIN_S = 10.0
 ROW_S = 150.0  # for a row, whatever happens
+ALL_S = 650.0  # no row begins later
 NAMES = Names("default")
 
 
@@ -519,9 +520,12 @@ def main() -> None:
         fleet = ", ".join(f"{count} {gpu}" for _, gpu, _, count in FLEET)
         print(f"{len(shots)} requests in {given.seconds:.0f} s; {fleet}, limit {given.limit} each; {given.server}; load {loaded():.1f}")
     attained: dict[str, list[bool | None]] = {}
+    began_s = time.monotonic()
     for number, name in enumerate(names):
         print(f"{number + 1}/{len(names)} {name} ...", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
         try:
+            if time.monotonic() - began_s > ALL_S:
+                raise RowFailed(f"not run, {ALL_S:.0f} s have gone")
             got, attained[name] = asyncio.run(asyncio.wait_for(run(name, asked), ROW_S))
         except Exception as error:  # the other rows go on
             got = {"row": name, "problem": f"{type(error).__name__}: {error}"}
