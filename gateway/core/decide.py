@@ -266,7 +266,7 @@ class Core:
 
     def idle(self) -> bool:
         """Nothing runs, and nothing waits."""
-        if any(queues.waiting for queues in self.queues.by_model.values()):
+        if self.queues.waiting:
             return False
         return not self.fleet.leaving and not any(instance.residents for instance in self.fleet.by_id.values())
 

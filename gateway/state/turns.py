@@ -72,7 +72,7 @@ class Turns:
         if rows != self._told or minute != self._told_minute:
             await self._store.put_fields(self._names.turns(minute), {self._worker: msgspec.msgpack.encode(Told(VERSION, rows))}, KEPT_S)
             self._told, self._told_minute = rows, minute
-        if not any(queues.waiting for queues in self._queues.by_model.values()):
+        if not self._queues.waiting:
             if now_s - self._waited_at_s >= RESTS_S:
                 self._seen.clear()
                 return
