@@ -299,13 +299,8 @@ class Supervisor:
             self.lost.append(
                 LostView(worker=str(member.number), pid=member.pid, ended_unix_s=time.time(), status=status, missing_s=MISSING_S)
             )
-            log.error(
-                "worker %d (pid %d) ended with %d; at most the last %.1f s of what it counted is missing",
-                member.number,
-                member.pid,
-                status,
-                MISSING_S,
-            )
+            what = "worker %d (pid %d) ended with %d; at most the last %.1f s of what it counted is missing"
+            log.error(what, member.number, member.pid, status, MISSING_S)
         if seat.member is member:
             seat.left(time.monotonic() - member.started_at_s)
             if self._up and not self._stop.is_set():
