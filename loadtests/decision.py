@@ -5,7 +5,9 @@
 `arrival`, `first_token` and `end` are whole events with everything they cause: the books, the predictor, the look at the queues, the
 starts. `decision` is one look for a place: the policy and all its predictions. `predictor` is what a request costs in keeping predictions
 up to date: start, first token and end. Only what happens while at least half of the queue stands is counted. CPU time of this thread,
-and of several runs, which do the same to the last decision, the least of each: what else the machine does is not in it.
+and of several runs, which do the same to the last decision, the least of each: what else the machine does is not in it, nor what looking at
+that clock takes. `settled`: the predictor once its models have learnt what they will (SETTLED_SAMPLES of each kind), as it goes on for
+days; before, it learns from every sample.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import Any
 from gateway.config.gpus import shipped_gpus
 from gateway.core.decide import Core
 from gateway.core.flow import Action, Outcome, Placement, Ticket
+from gateway.core.instance import Instance
 from gateway.core.policy import Policy
+from gateway.predict.latency import SETTLED_SAMPLES
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.fleets import MODEL, fleet
 from gateway.simulate.knee import shipped_catalog
@@ -31,6 +35,7 @@ from gateway.simulate.run import Simulation, core_settings, policy_named
 from gateway.simulate.workload import Workload, jobs
 
 clock = time.thread_time
+LOOK_S = min(-clock() + clock() for _ in range(10_000))
 # Never refused for load, so a burst of them is the queue.
 PATIENT = {"research_legal": 1.0, "summarization_long": 1.0}
 
@@ -46,7 +51,7 @@ class Timer:
         began_s = clock()
         result = call(*arguments)
         if self.counts:
-            self.taken.setdefault(name, []).append((clock() - began_s) * 1e6)
+            self.taken.setdefault(name, []).append((clock() - began_s - LOOK_S) * 1e6)
         return result
 
     def least(self, other: Timer) -> None:
@@ -71,14 +76,19 @@ class TimedPredictor(LearningPredictor):
 
     timer = Timer()
 
-    def started(self, placement: Placement, *more: Any) -> None:
-        self.timer.of("predictor", super().started, placement, *more)
+    def name(self, instance: Instance) -> str:
+        load = instance.load
+        known = load is not None and min(load.key.step.samples, load.key.first.samples) >= SETTLED_SAMPLES
+        return "settled" if known else "predictor"
 
-    def first_token(self, placement: Placement, *more: Any) -> None:
-        self.timer.of("predictor", super().first_token, placement, *more)
+    def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
+        self.timer.of(self.name(instance), super().started, placement, instance, now_s)
 
-    def finished(self, placement: Placement, *more: Any) -> None:
-        self.timer.of("predictor", super().finished, placement, *more)
+    def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:
+        self.timer.of(self.name(instance), super().first_token, placement, instance, now_s)
+
+    def finished(self, placement: Placement, instance: Instance, *more: Any) -> None:
+        self.timer.of(self.name(instance), super().finished, placement, instance, *more)
 
 
 class TimedCore(Core):
@@ -158,14 +168,13 @@ def main() -> None:
         timer.least(TimedCore.timer)
     figures = timer.figures()
     told = {"instances": given.instances, "queued": given.queued, "rate_per_s": given.rate, "policy": given.policy, "figures": figures}
-    starts = figures.get("predictor", {}).get("events", 0) / 3
-    if starts:
-        figures["predictor"] = {"mean_us": round(figures["predictor"]["mean_us"] * 3, 1), "events": round(starts)}
+    for name in {"predictor", "settled"} & figures.keys():  # a request is three events
+        figures[name] = {"mean_us": round(figures[name]["mean_us"] * 3, 1), "events": round(figures[name]["events"] / 3)}
     if given.json:
         print(json.dumps(told))
         return
     print(f"{given.policy}, {given.instances} instances, about {given.queued} waiting, {given.rate:g} more a second")
-    for name in ("arrival", "first_token", "end", "decision", "predictor"):
+    for name in ("arrival", "first_token", "end", "decision", "predictor", "settled"):
         row = figures.get(name, {})
         print(f"{name:>12}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
 

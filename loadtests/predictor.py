@@ -54,7 +54,7 @@ class Watched(LearningPredictor):
         if self.begun > self.after:
             planned, true = placement.ticket.expected_output_tokens, placement.ticket.handle.job.output_tokens
             placement.ticket.expected_output_tokens = true
-            self.believed[placement] = self.exact.consider(placement.ticket, (instance,), now_s)[0][1].itl_s
+            self.believed[placement] = self.exact.consider(placement.ticket, (instance,), now_s)[0][2]
             placement.ticket.expected_output_tokens = planned
         super().started(placement, instance, now_s)
 

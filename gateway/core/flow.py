@@ -139,6 +139,7 @@ class Ticket:
     worth: float = 1.0  # its class's
     stake_per_s: float = 0.0  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
     lane: Any = None  # where it waits: core/queues' own, None = it does not
+    wish: Any = None  # the instance it would start on now, had this worker a lease on the slot
     trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
 
     def slack_s(self, now_s: float) -> float:
@@ -163,8 +164,9 @@ class Prediction(NamedTuple):
         )
 
 
-Considered = tuple[Any, Prediction, int, float]
-"""(instance, what was predicted for it, its sequences in flight, the tightest gap promised there) as a decision looked at it."""
+Considered = tuple[Any, float, float, float, float, int, float]
+"""(instance, ttft_s, itl_s, e2e_s, work_s, its sequences in flight, the tightest gap promised there) as a decision looked at it: a
+`Prediction` and what it was made beside, flat, for there is one for every instance of every decision."""
 
 
 @dataclass(slots=True, eq=False)
@@ -265,6 +267,7 @@ class Lease:
     instance_id: str
     slots: int
     limit: int = 0  # the limit other workers have found for it, where this one has nothing running to judge by; 0 = its own stands
+    spare: int = 0  # slots that nobody holds: one of them is only a question away
 
 
 # ---- actions: what the core wants done. Plain classes, one `kind` check by type.

@@ -56,7 +56,11 @@ def loosen(ticket: Ticket, class_: ClassPolicy) -> None:
 
 
 def _unstreamed(ticket: Ticket) -> None:
-    targets = ticket.tag.targets
-    ttft_s = max(targets.ttft_s, TTFT_SHARE_OF_E2E * targets.e2e_s)
+    targets, tokens = ticket.tag.targets, ticket.expected_output_tokens
+    e2e_s, ttft_s, itl_s = targets.e2e_s, targets.ttft_s, targets.itl_s
+    shared_s = TTFT_SHARE_OF_E2E * e2e_s
+    if shared_s > ttft_s:
+        ttft_s = shared_s
     ticket.ttft_deadline_at_s = ticket.request.arrived_at_s + ttft_s
-    ticket.itl_target_s = max(targets.itl_s, (targets.e2e_s - ttft_s) / max(ticket.expected_output_tokens, 1.0))
+    left_s = (e2e_s - ttft_s) / (tokens if tokens > 1.0 else 1.0)
+    ticket.itl_target_s = left_s if left_s > itl_s else itl_s

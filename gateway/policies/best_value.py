@@ -12,7 +12,6 @@ from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 from gateway.core.reserve import Reserve
 
-# All flat in the simulator (docs/simulate.md).
 TOLL = 3.0  # delays breed delays: who is held up stays longer, in the way of those who come next
 ENOUGH = 0.9  # odds of the end, which are wide: on a calm fleet 99 in 100 of what is predicted so are in time
 LEAST, IDLE = 0.3, 0.05  # likelihood below which an engine's time is better kept for somebody else; what serving somebody late is worth
@@ -32,16 +31,21 @@ def policy(chance: Chance) -> Policy:
         most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
         best: Instance | None = None
         best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
-        for instance, (ttft_s, itl_s, e2e_s, work_s), _, tightest_itl_s in fleet.consider(ticket, now_s):
+        for instance, ttft_s, itl_s, e2e_s, work_s, _, tightest_itl_s in fleet.consider(ticket, now_s):
             if itl_s > most_s or itl_s > tightest_itl_s:
                 continue
             end = (e2e_s - ttft_s) / (left_s - ttft_s if left_s > ttft_s else 1e-6)
-            gap, first = (itl_s / even_itl_s) ** 3, (ttft_s / even_ttft_s) ** 3
+            gap, first = itl_s / even_itl_s, ttft_s / even_ttft_s
+            gap, first = gap * gap * gap, first * first * first
             ends, flows = 1.0 + end * end, 1.0 + gap * gap
             likely = weight / (ends * flows * (1.0 + first * first))
             worth = likely * (1.0 - calm_ratio * (1.0 - ENOUGH * ends)) if ENOUGH * ends < 1.0 else likely
-            kept_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
-            value = worth - TOLL * max(instance.stake_per_s, kept_per_s) * work_s - USD * instance.usd_per_hour
+            least_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
+            value = (
+                worth
+                - TOLL * (instance.stake_per_s if instance.stake_per_s > least_per_s else least_per_s) * work_s
+                - USD * instance.usd_per_hour
+            )
             value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s if late else 0.0
             if value > best_value:
                 best, best_value, best_odds = instance, value, (likely, ends, flows)

@@ -31,6 +31,7 @@ from gateway.predict.regression import Drift
 CHUNK_K = 2.048
 # An instance's share of time spent on prompts is averaged over this long: several requests, yet shorter than a shift of the workload.
 PREFILL_MEMORY_S = 10.0
+MOST_READING = 0.8
 # A pace is judged over at least this many tokens; fewer, and the step in progress when the window opened weighs too much.
 PACE_TOKENS = 8
 LONG_PACE_TOKENS = 400
@@ -79,6 +80,7 @@ class Load:
         "private",
         "probe",
         "prompt_tokens",
+        "reading_ratio",
         "shown",
         "step_drift",
         "step_s",
@@ -106,8 +108,9 @@ class Load:
         self.at_s = 0.0
         self.waiting_k = 0.0  # prompt tokens of ours ahead of a newcomer, thousands, as of waiting_at_s
         self.waiting_at_s = 0.0
-        self.prefill_ratio = 0.0  # share of recent time the engine spent on prompts
+        self.prefill_ratio = 0.0  # share of recent time the engine spent on prompts, as of prefill_at_s
         self.prefill_at_s = 0.0
+        self.reading_ratio = 0.0  # the same as of at_s, at most MOST_READING
         # What other workers have there: sequences, and unread prompt tokens and context in thousands.
         self.others_seqs = 0
         self.others_unread_k = self.others_context_k = 0.0
@@ -139,9 +142,13 @@ class Load:
         if took_s <= 0:
             return
         self.at_s = now_s
+        reading_ratio = self.prefill_ratio
+        if reading_ratio:
+            reading_ratio *= exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S)
+            self.reading_ratio = reading_ratio = reading_ratio if reading_ratio < MOST_READING else MOST_READING
         decoding = self.decoding
         if decoding:
-            rate = (1.0 - self.prefill_ratio_at(now_s) if self.prefill_ratio else 1.0) / self.step_s
+            rate = (1.0 - reading_ratio) / self.step_s
             context_k = self.context_k
             self.steps += took_s * rate
             self.pace_seqs_s += took_s * decoding
@@ -160,13 +167,6 @@ class Load:
         if left_k:
             left_k -= (now_s - self.waiting_at_s) / self.per_unread_s
         return left_k if left_k > 0.0 else 0.0
-
-    def prefill_ratio_at(self, now_s: float) -> float:
-        """Share of recent time spent on prompts, 0..0.8."""
-        ratio = self.prefill_ratio
-        if ratio:
-            ratio *= exp((self.prefill_at_s - now_s) / PREFILL_MEMORY_S)
-        return ratio if ratio < 0.8 else 0.8
 
     def share(self, instance: Instance) -> None:
         """What other workers have there, as the instance says."""
@@ -199,8 +199,8 @@ class Load:
         if step_s < 1e-4:
             step_s = 1e-4
         self.step_s = step_s
-        if self.prefill_ratio:
-            gap /= 1.0 - self.prefill_ratio_at(now_s)
+        if self.reading_ratio:
+            gap /= 1.0 - self.reading_ratio
         self.per_sequence_s = per_sequence_s = b * gap
         self.per_context_s = c * gap
         gap_s = plain_s * gap
@@ -272,8 +272,8 @@ class Load:
         self.shown += 1
         self._answers(note)
         if self._key.batches:
-            spent_s = note.new_k * self.per_new_s
-            self.prefill_ratio = self.prefill_ratio_at(now_s) + spent_s / PREFILL_MEMORY_S
+            self.prefill_ratio = ratio = self.reading_ratio + note.new_k * self.per_new_s / PREFILL_MEMORY_S
+            self.reading_ratio = ratio if ratio < MOST_READING else MOST_READING
             self.prefill_at_s = now_s
         self.fresh_at_s = -1.0
         return True
@@ -284,14 +284,15 @@ class Load:
         self.prompt_tokens += note.context_tokens
         self.steps_at_first += steps * sequences
         note.first_steps = steps
-        self._weigh()
         self.pace_prefilled += note.new_k
+        self._weigh()
 
     def ends(self, placement: Placement, now_s: float) -> None:
         """It is over, however it ended."""
         note: Note = placement.features
         if note.first_steps >= 0:
-            self.shown -= note.seen
+            if note.seen:
+                self.shown -= 1
             self.decoding = decoding = self.decoding - note.sequences
             self.prompt_tokens -= note.context_tokens
             self.steps_at_first -= note.first_steps * note.sequences
@@ -318,7 +319,13 @@ class Load:
                     self._look(placement)
                     break
             return None
-        self._recount(probe)
+        # Steps are reckoned from predicted paces; a resident whose tokens are counted says how many there really were.
+        note: Note = probe.features
+        if note.first_steps >= 0 and probe.last_token_at_s:
+            since_s = self.at_s - probe.last_token_at_s
+            since = since_s * (1.0 - self.reading_ratio) / self.step_s if since_s > 0.0 else 0.0
+            self.steps = note.first_steps + probe.output_tokens - 1 + since
+            self._weigh()
         tokens = probe.output_tokens - self.pace_from
         if tokens < PACE_TOKENS or (tokens < LONG_PACE_TOKENS and self.pending and self._key.batches):
             return None  # too few, or a prompt half read: the long window can bear that
@@ -336,17 +343,6 @@ class Load:
         context_tokens = self.prompt_tokens + self.decoding * self.steps - self.steps_at_first
         self.context_k = context_tokens / 1000 if context_tokens > 0.0 else 0.0
 
-    def _recount(self, probe: Placement) -> None:
-        """Steps are reckoned from predicted paces; a resident whose tokens are counted says how many there really were."""
-        note: Note = probe.features
-        if note.first_steps < 0 or not probe.last_token_at_s:
-            return
-        at_s = self.at_s
-        since_s = at_s - probe.last_token_at_s
-        since = since_s * (1.0 - self.prefill_ratio_at(at_s)) / self.step_s if since_s > 0.0 else 0.0
-        self.steps = note.first_steps + probe.output_tokens - 1 + since
-        self._weigh()
-
     def _look(self, placement: Placement) -> None:
         self.probe = placement
         self.pace_from = placement.output_tokens
@@ -363,24 +359,23 @@ class Load:
 
     def learn_pace(self, features: list[float], took_s: float) -> None:
         """One step took this long, with these residents and prompts."""
-        step = self._key.step
-        drift = self.step_drift
+        step, drift = self._key.step, self.step_drift
         predicted_s = step.predict(features)
         if predicted_s <= 0:
             return
-        ratio = took_s / predicted_s
         before = drift.value
         if features[3]:  # prompts were read meanwhile, in whole chunks
-            drift.follow(ratio / drift.value, 0.8, PACE_ALERTNESS)
+            drift.follow(took_s / predicted_s / before, 0.8, PACE_ALERTNESS)
         else:
-            drift.follow(ratio / drift.value, PACE_TRUST, PACE_ALERTNESS, PACE_NOISE)
+            drift.follow(took_s / predicted_s / before, PACE_TRUST, PACE_ALERTNESS, PACE_NOISE)
         moved = drift.value / before
         if not 1 / SUDDEN_RATIO < moved < SUDDEN_RATIO:
             # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise.
             self.ttft_drift.value *= moved
         if step.samples < SETTLED_SAMPLES or drift.samples % 4 == 0:
             step.learn(features, took_s / drift.value)
-        self._redeployed()
+        if drift.far >= REDEPLOYED_SAMPLES or self.ttft_drift.far >= REDEPLOYED_SAMPLES:
+            self._redeployed()
 
     def learn_first(self, note: Note, took_s: float) -> None:
         """The first token took this long from the sending."""
@@ -396,7 +391,8 @@ class Load:
         if key.first.samples < SETTLED_SAMPLES or (drift.samples % 4 == 0 and self.at_s - self.learnt_at_s > LEARN_EVERY_S):
             self.learnt_at_s = self.at_s
             key.first.learn(features, took_s / drift.value)
-        self._redeployed()
+        if drift.far >= REDEPLOYED_SAMPLES or self.step_drift.far >= REDEPLOYED_SAMPLES:
+            self._redeployed()
 
     def bound_first(self, predicted_s: float, took_s: float) -> None:
         """The whole answer took this long, less than its first token was expected to take: the bias is too high."""
@@ -404,8 +400,6 @@ class Load:
 
     def _redeployed(self) -> None:
         """Far from its kind for long: another engine answers at this address now, so it is learnt anew and on its own."""
-        if self.step_drift.far < REDEPLOYED_SAMPLES and self.ttft_drift.far < REDEPLOYED_SAMPLES:
-            return
         self._key = self._key.fork(self.step_drift.value, self.ttft_drift.value)
         self.private = True
         self.step_drift, self.ttft_drift = Drift(), Drift()

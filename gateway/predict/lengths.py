@@ -8,7 +8,8 @@ something to say is blended with the coarser ones, and the caller's own maximum 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from math import log2
 from typing import Any, cast
 
@@ -34,6 +35,15 @@ def _bin_of(tokens: float) -> int:
 
 def _tokens_of(index: float) -> float:
     return float(2.0 ** (index / PER_OCTAVE))
+
+
+@cache
+def _prior(middle: int) -> tuple[float, ...]:
+    """What is expected of a profile whose length falls into this bin."""
+    blend = [0.0] * BINS
+    for offset, shape in enumerate(_PRIOR_SHAPE):
+        blend[min(max(middle - 6 + offset, 0), BINS - 1)] += shape / _PRIOR_TOTAL
+    return tuple(blend)
 
 
 _MIDDLES = [_tokens_of(index) for index in range(BINS)]
@@ -143,19 +153,16 @@ class Lengths:
             seen += count
         return float(profile_tokens)
 
-    def _blend(self, tenant: str, app: int, use_case: str, profile_tokens: int) -> list[float]:
+    def _blend(self, tenant: str, app: int, use_case: str, profile_tokens: int) -> Sequence[float]:
         """Each level's counts with the coarser level as PRIOR_ANSWERS of its own; the profile is the coarsest."""
-        middle = _bin_of(profile_tokens)
-        blend = [0.0] * BINS
-        for offset, shape in enumerate(_PRIOR_SHAPE):
-            blend[min(max(middle - 6 + offset, 0), BINS - 1)] += shape / _PRIOR_TOTAL
+        blend: Sequence[float] = _prior(_bin_of(profile_tokens))
         for key in ((use_case,), (tenant, use_case), (tenant, app, use_case)):
             sketch = self._sketches.get(key)
             if sketch is not None:
                 unit = 1.0 / sketch.weight
-                blend = [count * unit + prior * PRIOR_ANSWERS for count, prior in zip(sketch.counts, blend, strict=True)]
-                total = sum(blend)
-                blend = [count / total for count in blend]
+                mixed = [count * unit + prior * PRIOR_ANSWERS for count, prior in zip(sketch.counts, blend, strict=True)]
+                total = sum(mixed)
+                blend = [count / total for count in mixed]
         return blend
 
     def remaining(self, tenant: str, app: int, use_case: str, profile_tokens: int, done_tokens: int) -> float:

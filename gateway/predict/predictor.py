@@ -56,7 +56,7 @@ class LearningPredictor:
         cold_k, context_k = prompt_tokens / 1000, (prompt_tokens + output_tokens * 0.5) * n / 1000
         further_tokens = output_tokens - 1.0 if output_tokens > 1.0 else 0.0
         considered: list[Considered] = []
-        cautious, prediction = self.cautious, tuple.__new__
+        cautious, add = self.cautious, considered.append
         for instance in instances:
             load: Load = instance.load or self._meet(instance)
             if instance.others_in_flight or load.others_seqs:
@@ -83,8 +83,7 @@ class LearningPredictor:
             itl_s = gap_s + load.per_sequence_s * n + load.per_context_s * context_k
             ttft_s = expected_s * load.cautious_ratio if cautious else expected_s
             e2e_s, work_s = expected_s + further_tokens * itl_s, reading_s + output_tokens * (itl_s - gap_s)
-            believed = prediction(Prediction, (ttft_s, itl_s, e2e_s, work_s))
-            considered.append((instance, believed, instance.in_flight, instance.tightest_itl_s))
+            add((instance, ttft_s, itl_s, e2e_s, work_s, instance.in_flight, instance.tightest_itl_s))
         return considered
 
     def predict_idle(self, ticket: Ticket, instance: Instance) -> Prediction:
@@ -100,13 +99,18 @@ class LearningPredictor:
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
         load: Load = instance.load or self._meet(instance)
-        load.look(instance.residents, now_s)
+        if load.shown:
+            load.look(instance.residents, now_s)
+        elif load.at_s < now_s:
+            load.advance(now_s)
         if now_s - load.fresh_at_s > FRESH_S:
             load.refresh(now_s)
         request, warm_tokens = placement.ticket.request, 0.0
-        if request.prefix_hashes:
-            warm_tokens = load.warmth.tokens(request.prefix_hashes, request.prompt_tokens)
-            load.warmth.sent(request.prefix_hashes)
+        hashes = request.prefix_hashes
+        if hashes:
+            if hashes[0] in load.warmth.blocks:
+                warm_tokens = load.warmth.tokens(hashes, request.prompt_tokens)
+            load.warmth.sent(hashes)
         load.starts(placement, warm_tokens, now_s)
 
     def first_token(self, placement: Placement, instance: Instance, now_s: float) -> None:

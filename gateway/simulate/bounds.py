@@ -35,7 +35,7 @@ class ExactPredictor:
         for instance in instances:
             machine, read_ratio = self._machines[instance.spec.instance_id], self._read_ratio(instance.spec.instance_id, now_s)
             prediction = _exact(machine.facts, machine, ticket, read_ratio, now_s)
-            considered.append((instance, prediction, instance.in_flight, instance.tightest_itl_s))
+            considered.append((instance, *prediction, instance.in_flight, instance.tightest_itl_s))
         return considered
 
     def predict_idle(self, ticket: Ticket, instance: Instance) -> Prediction:

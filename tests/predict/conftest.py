@@ -116,10 +116,10 @@ class Bench:
         output_tokens = max(round(output * self.output_ratio * math.exp(self.chance.gauss(0, 0.5))), 2)
         ticket = ticket_of(prompt_tokens, use_case, output)
         ticket.expected_output_tokens = self.predictor.expected_output_tokens(ticket)
-        believed = self.predictor.consider(ticket, (instance,), now_s)[0][1]
+        [(_, ttft_s, itl_s, *_)] = self.predictor.consider(ticket, (instance,), now_s)
         spec = instance.spec
         placement = Placement(ticket, spec.instance_id, spec.pool, spec.tier, spec.model, now_s)
-        seen = Seen(now_s, spec.instance_id, believed.ttft_s, believed.itl_s)
+        seen = Seen(now_s, spec.instance_id, ttft_s, itl_s)
         self.seen.append(seen)
         ticket.handle = seen
         self.compare(instance.spec.instance_id, now_s)
