@@ -41,11 +41,7 @@ def policy(chance: Chance) -> Policy:
             likely = weight / (ends * flows * (1.0 + first * first))
             worth = likely * (1.0 - calm_ratio * (1.0 - ENOUGH * ends)) if ENOUGH * ends < 1.0 else likely
             least_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
-            value = (
-                worth
-                - TOLL * (instance.stake_per_s if instance.stake_per_s > least_per_s else least_per_s) * work_s
-                - USD * instance.usd_per_hour
-            )
+            value = worth - TOLL * max(instance.stake_per_s, least_per_s) * work_s - USD * instance.usd_per_hour
             value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s if late else 0.0
             if value > best_value:
                 best, best_value, best_odds = instance, value, (likely, ends, flows)
