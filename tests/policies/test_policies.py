@@ -239,6 +239,41 @@ def test_best_value_keeps_a_long_document_away_from_where_tight_answers_stream()
     assert long_document(core) not in (where, "")
 
 
+@pytest.mark.parametrize("worth", [1.0, 4.0])
+def test_best_value_keeps_a_long_document_away_from_where_a_class_worth_more_has_streamed(worth: float) -> None:
+    dearer = [replace(spec(f"premium/{name}", "premium", 32), usd_per_hour=9.0) for name in "bc"]
+    core = core_of("best_value", [TWO[0], *dearer])
+    classes = tuple(replace(each, worth=worth if each.rank == 0 else 1.0) for each in core.settings.classes)
+    core.settings_changed(replace(core.settings, classes=classes), 9.0)
+    tag = replace(made.tag(0, 0.3), targets=SloTargets(0.3, 0.03, 4.0, 4.0), output_tokens=200)
+    for other in ("premium/b", "premium/c"):
+        core.instance_health(other, False, 9.0)
+    for number in range(20):  # one after the other: nobody streams when the next comes, nor when the document does
+        at_s = 10.0 + 2.0 * number
+        [start] = core.arrived(made.request(max_output_tokens=None, arrived_at_s=at_s), tag, at_s)
+        core.first_token(start.placement, at_s + 0.02)
+        core.finished(start.placement, Outcome(Result.COMPLETED, output_tokens=200, ttft_s=0.02, tpot_s=0.008, e2e_s=1.6), at_s + 1.6)
+    for other in ("premium/b", "premium/c"):
+        core.instance_health(other, True, 50.0)
+    document = replace(made.tag(3, 2.0), targets=SloTargets(2.0, 0.045, 120.0, 120.0), output_tokens=1500)
+    [start] = core.arrived(made.request(prompt_tokens=10_000, max_output_tokens=None, arrived_at_s=50.0), document, 50.0)
+    assert (start.placement.instance_id == "premium/a") is (worth == 1.0)
+
+
+def test_best_value_uses_the_cheaper_card_while_nothing_misses_and_the_surer_one_once_something_has() -> None:
+    core = core_of("best_value")
+    tag = replace(made.tag(3, 5.0), targets=SloTargets(5.0, 0.045, 18.0, 18.0), output_tokens=500)
+
+    def start_at(now_s: float) -> Placement:
+        [start] = core.arrived(made.request(max_output_tokens=None, arrived_at_s=now_s), tag, now_s)
+        return start.placement
+
+    calm = start_at(10.0)
+    assert calm.tier == "cost"
+    core.finished(calm, Outcome(Result.COMPLETED, output_tokens=500, ttft_s=6.0, tpot_s=0.011, e2e_s=11.0), 21.0)
+    assert start_at(21.0).tier == "premium"
+
+
 def test_best_value_lets_wait_what_would_cost_those_who_stream_more_than_it_brings() -> None:
     core = core_of("best_value", TWO[:1])
     tight(core, 6)
