@@ -44,13 +44,15 @@ Observer = Callable[[Placement | Ticket, Outcome, float], object]
 
 
 class Live:
-    """Drives a core. `clock` tells seconds, never backwards; `wake` is asked to call `tick` at a time the core has named."""
+    """Drives a core. `clock` tells seconds, never backwards; `wake` is asked to call `tick` at a time the core has named,
+    `borrow` to see to a lease that is wanted."""
 
     def __init__(self, core: Core, clock: Callable[[], float], observers: Iterable[Observer] = ()) -> None:
         self.core = core
         self.clock = clock
         self.observers: list[Observer] = list(observers)
         self.wake: Callable[[float], None] = lambda at_s: None
+        self.borrow: Callable[[], None] = lambda: None
         self._todo: deque[Action] = deque()
         self._doing = False
         self._wake_at_s = 0.0
@@ -138,6 +140,9 @@ class Live:
                     self._perform(todo.popleft())
             finally:
                 self._doing = False
+        if self.core.fleet.short:
+            self.core.fleet.short = False
+            self.borrow()
         wake_at_s = self.core.next_wake_at_s
         if wake_at_s is not None and (not self._wake_at_s or wake_at_s < self._wake_at_s):
             self._wake_at_s = wake_at_s

@@ -1,12 +1,16 @@
 """Many gateways on one state against one gateway alone, with the same load before the same engines; then with a server that does its worst.
 
 Open loop, the shipped mix of use cases. The engines run in this process, so that what is in flight there is known to the unit; gateways
-are processes of their own, and each gets every n-th request. Beside the mix every gateway gets short requests, one after the other, for a
-model that is never busy: what they take while the fault lasts, against before, is what the fault costs the request path. A row says what
-was attained, what failed, the most that any engine had in flight (its limit is pinned), what the short ones took, and how long after the
-fault all gateways shared again.
+are processes of their own, each with its workers, and each gets every n-th request. Beside the mix every gateway gets short requests, one
+after the other, for a model that is never busy: what they take while the fault lasts, against before and after, is what the fault costs
+the request path. A row says what was attained, what failed, the most that any engine had in flight (its limit is pinned), what the short
+ones took, and how long after the fault all workers shared again. How late this process was to send its requests (p99) says whether the
+machine was free: where that is many milliseconds, figures tell of the machine.
 
-    python loadtests/replicas.py [--gateways 6] [--rate 1.5] [--seconds 60] [--limit 8] [--only alone,shared,flushall] [--server redis]
+`alone` and `shared` get the same requests; the difference is given with its interval (95 %, of paired requests). The rows with a fault
+are shorter. All of it takes twelve minutes at most.
+
+    python loadtests/replicas.py [--replicas 3] [--workers 2] [--rate 5] [--only alone,shared,flushall] [--server redis] [--json]
 """
 
 from __future__ import annotations
@@ -15,13 +19,14 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -46,13 +51,18 @@ from tests.state.sharing import redis_binary
 from tests.state.topologies import AT_ONCE, Between, Cluster, Node, Sentinel, replica_of
 
 MODEL = "llama-8b"
-FLEET = (("premium", "H100", ""), ("balanced", "L40S", "w8"), ("cost", "A10", "w4"))
+FLEET = (("premium", "H100", "", 5), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))  # pool, GPU, configuration, instances
 SHORT = "short"
-SHORT_EVERY_S = 0.2  # at each gateway
+SHORT_EVERY_S = 0.1  # at each gateway
 PATIENT = "research_legal"  # nothing of theirs is refused because this machine was slow for a moment
-FAULT_AT_S = 15.0
+FAULT_AT_S = 8.0
+FAULT_S = 30.0  # a row with a fault takes so long: as much calm as fault
 LASTS_S = 10.0
 SETTLE_S = 2.0
+START_S = 60.0  # for a gateway to be there
+DRAIN_S = 10.0
+ROW_S = 150.0  # for a row, whatever happens
+ALL_S = 650.0  # no row begins later
 NAMES = Names("default")
 
 
@@ -66,13 +76,33 @@ class Servers:
     sentinel: Sentinel | None = None
     cluster: Cluster | None = None
     more: list[Node | Between | Cluster] = field(default_factory=list)
+    waiting: subprocess.Popen[bytes] | None = None
 
     @property
     def node(self) -> Node:
         assert self.main is not None
         return self.main
 
+    def prepared(self) -> Servers:
+        """With a process that waits to become the next server: to start one would hold this process up."""
+        command = ["/bin/sh", "-c", 'read go; exec "$0" "$@"', *self.node.command]
+        self.waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return self
+
+    def begin_again(self) -> None:
+        """The server that was killed is there again, and empty."""
+        child, self.waiting = self.waiting, None
+        assert child is not None
+        assert child.stdin is not None
+        self.node.child = child
+        child.stdin.write(b"\n")
+        child.stdin.close()
+        while not self.node.answers():
+            time.sleep(0.01)
+
     def stop(self) -> None:
+        if self.waiting is not None:
+            self.waiting.kill()
         for one in (self.main, self.between, self.sentinel, self.cluster, *self.more):
             if one is not None:
                 one.stop() if isinstance(one, Between) else one.kill()
@@ -83,10 +113,14 @@ def one(binary: str, folder: Path) -> Servers:
     return Servers(f"redis://127.0.0.1:{node.port}", node)
 
 
+def replaceable(binary: str, folder: Path) -> Servers:
+    return one(binary, folder).prepared()
+
+
 def nobody(binary: str, folder: Path) -> Servers:
     node = Node(binary, folder).ready()
     node.kill()
-    return Servers(f"redis://127.0.0.1:{node.port}", node)
+    return Servers(f"redis://127.0.0.1:{node.port}", node).prepared()
 
 
 def reached_through(binary: str, folder: Path) -> Servers:
@@ -109,34 +143,28 @@ def clustered(binary: str, folder: Path) -> Servers:
     return Servers(cluster.url(), cluster=cluster)
 
 
-# ---- what happens to it; each returns when it is over
+# ---- what happens to it; each returns when it is over. In a thread of its own: what it waits for must not hold the load up.
 
 
-async def nothing(servers: Servers) -> None:
-    await asyncio.sleep(LASTS_S)
-
-
-async def stopped(servers: Servers) -> None:
+def stopped(servers: Servers) -> None:
     servers.node.pause()
-    await asyncio.sleep(LASTS_S)
+    time.sleep(LASTS_S)
     servers.node.child.send_signal(signal.SIGCONT)
 
 
-async def replaced(servers: Servers) -> None:
+def replaced(servers: Servers) -> None:
     servers.node.kill()
-    await asyncio.sleep(3.0)
-    servers.node.child = servers.node._spawn()
-    while not servers.node.answers():
-        await asyncio.sleep(0.01)
+    time.sleep(3.0)
+    servers.begin_again()
 
 
-async def emptied(servers: Servers) -> None:
+def emptied(servers: Servers) -> None:
     for _ in range(3):
         servers.node.client().flushall()
-        await asyncio.sleep(LASTS_S / 3)
+        time.sleep(LASTS_S / 3)
 
 
-async def garbage(servers: Servers) -> None:
+def garbage(servers: Servers) -> None:
     client = servers.node.client()
     for n in range(10):
         for key in client.scan_iter():
@@ -149,57 +177,55 @@ async def garbage(servers: Servers) -> None:
                         client.hset(key, name, b"\xff\xfe")
                 else:
                     client.set(key, b"\xff" * 100)
-        await asyncio.sleep(LASTS_S / 10)
+        time.sleep(LASTS_S / 10)
 
 
-async def full(servers: Servers) -> None:
+def full(servers: Servers) -> None:
     servers.node.client().config_set("maxmemory", "1")
-    await asyncio.sleep(LASTS_S)
+    time.sleep(LASTS_S)
     servers.node.client().config_set("maxmemory", "0")
 
 
-async def far(servers: Servers) -> None:
+def far(servers: Servers) -> None:
     assert servers.between is not None
     servers.between.delay_s = 0.1  # each way
-    await asyncio.sleep(LASTS_S)
+    time.sleep(LASTS_S)
     servers.between.delay_s = 0.0
 
 
-async def swallowed(servers: Servers) -> None:
+def swallowed(servers: Servers) -> None:
     assert servers.between is not None
     servers.between.hole = True
-    await asyncio.sleep(LASTS_S)
+    time.sleep(LASTS_S)
     servers.between.hole = False
 
 
-async def failed_over(servers: Servers) -> None:
+def failed_over(servers: Servers) -> None:
     sentinel = servers.sentinel
     assert sentinel is not None
     servers.node.kill()
-    while await asyncio.to_thread(sentinel.main_port) == servers.node.port:
-        await asyncio.sleep(0.05)
+    while sentinel.main_port() == servers.node.port:
+        time.sleep(0.05)
 
 
-async def node_lost(servers: Servers) -> None:
+def node_lost(servers: Servers) -> None:
     cluster = servers.cluster
     assert cluster is not None
     cluster.owner.kill()
-    while (await asyncio.to_thread(cluster.replica.client().info, "replication"))["role"] != "master":
-        await asyncio.sleep(0.05)
+    while cluster.replica.client().info("replication")["role"] != "master":
+        time.sleep(0.05)
 
 
-async def begun(servers: Servers) -> None:
+def begun(servers: Servers) -> None:
     """It was not there when the gateways began, and is now."""
-    await asyncio.sleep(LASTS_S)
-    servers.node.child = servers.node._spawn()
-    while not servers.node.answers():
-        await asyncio.sleep(0.01)
+    time.sleep(LASTS_S)
+    servers.begin_again()
 
 
 @dataclass(frozen=True)
 class Row:
     made: Callable[[str, Path], Servers] | None
-    fault: Callable[[Servers], Awaitable[None]] = nothing
+    fault: Callable[[Servers], None] | None = None
 
 
 ROWS = {
@@ -207,7 +233,7 @@ ROWS = {
     "shared": Row(one),
     "absent": Row(nobody, begun),
     "sigstop": Row(one, stopped),
-    "sigkill": Row(one, replaced),
+    "sigkill": Row(replaceable, replaced),
     "flushall": Row(one, emptied),
     "garbage": Row(one, garbage),
     "200 ms": Row(reached_through, far),
@@ -223,7 +249,7 @@ ROWS = {
 async def engines(limit: int) -> tuple[list[Engine], dict[str, Any], list[asyncio.Server]]:
     """Those of the mix, then the one for short requests."""
     made, pools, servers = [], {}, []
-    for pool, gpu, engine_config in (*FLEET, (SHORT, "H100", "")):
+    for pool, gpu, engine_config, count in (*FLEET, (SHORT, "H100", "", 1)):
         facts = shipped_gpus().find(gpu)
         assert facts is not None
         times = facts.step_times(engine_config)
@@ -231,19 +257,26 @@ async def engines(limit: int) -> tuple[list[Engine], dict[str, Any], list[asynci
         model, machine = MODEL, MachineFacts(times.a, times.b, times.c, times.d, prefix_cache=True)
         if pool == SHORT:
             model, machine = SHORT, MachineFacts(1.0, 0.0, 0.0, 0.0, overhead_s=0.0, jitter_ratio=0.0)
-        engine = Engine(model, machine, seed=len(made))
-        server = await serve(engine, "127.0.0.1", 0)
-        made.append(engine)
-        servers.append(server)
+        urls = []
+        for _ in range(count):
+            engine = Engine(model, machine, seed=len(made))
+            server = await serve(engine, "127.0.0.1", 0)
+            made.append(engine)
+            servers.append(server)
+            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         pools[pool] = {
             "tier": "premium" if pool == SHORT else pool,
             "gpu": gpu,
             "engine_config": engine_config,
             "model": model,
-            "instances": [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"],
+            "instances": urls,
             "limit": {"start": 64 if pool == SHORT else limit, "pinned": True},
         }
     return made, pools, servers
+
+
+class RowFailed(Exception):
+    """This row has no figures."""
 
 
 @dataclass
@@ -253,29 +286,33 @@ class Gateway:
     admin: str
 
 
-async def gateway(folder: Path, number: int, pools: dict[str, Any], url: str, **more: Any) -> Gateway:
+async def gateway(folder: Path, number: int, pools: dict[str, Any], url: str, workers: int) -> Gateway:
     file, log = folder / f"gateway-{number}.yaml", folder / f"gateway-{number}.log"
     models = [{"name": MODEL}, {"name": SHORT}]
-    config = {"listen": {"port": 0}, "admin": {"port": 0}, "models": models, "pools": pools, "state": {"url": url}} | more
-    file.write_text(json.dumps(config | {"timeouts": {"drain": "1s", "drain_grace": "0s"}}))
+    config = {"listen": {"port": 0}, "admin": {"port": 0}, "models": models, "pools": pools, "state": {"url": url}}
+    file.write_text(json.dumps(config | {"workers": workers, "timeouts": {"drain": "1s", "drain_grace": "0s"}}))
     with log.open("wb") as output:
         child = subprocess.Popen([sys.executable, "-m", "gateway", "serve", str(file)], stdout=output, stderr=output)
+    until_s = time.monotonic() + START_S
     while True:
         line = next((line for line in log.read_text().splitlines() if "ready:" in line), "")
         if line:
             urls = [word for word in line.split() if word.startswith("http")]
             return Gateway(child, urls[0].removesuffix("/v1"), urls[-1].removesuffix("/admin/"))
-        if child.poll() is not None:
-            raise SystemExit(log.read_text())
+        if child.poll() is not None or time.monotonic() > until_s:
+            child.kill()
+            raise RowFailed(f"gateway {number} did not start: {log.read_text()[-2000:]}")
         await asyncio.sleep(0.02)
 
 
-async def all_shared(gateways: list[Gateway], client: httpx.AsyncClient) -> bool:
-    for one_of_them in gateways:
-        told = (await client.get(f"{one_of_them.admin}/admin/shares")).json()
-        if told["state"] != "shared" or told["workers"] != len(gateways) or not told["store"]["connected"]:
-            return False
-    return True
+async def all_shared(gateways: list[Gateway], workers: int, client: httpx.AsyncClient) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        for one_of_them in gateways:
+            told = (await client.get(f"{one_of_them.admin}/admin/shares")).json()
+            if told["state"] != "shared" or told["workers"] != len(gateways) * workers or not told["store"]["connected"]:
+                return False
+        return True
+    return False
 
 
 def percentile_ms(values_s: list[float], q: float) -> float:
@@ -283,94 +320,223 @@ def percentile_ms(values_s: list[float], q: float) -> float:
     return ranked[min(int(q * len(ranked)), len(ranked) - 1)] * 1000.0 if ranked else 0.0
 
 
-async def run(name: str, gateways: int, shots: list[Shot], seconds: float, limit: int, binary: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What all rows have in common."""
+
+    replicas: int
+    workers: int
+    limit: int
+    binary: str
+    shots: list[Shot]
+    seconds: float
+    explained: str
+
+
+async def run(name: str, asked: Asked) -> tuple[dict[str, Any], list[bool | None]]:
+    """A row's figures, and of each request of the mix whether it attained."""
     row = ROWS[name]
+    shared = row.made is not None
+    count, workers = (asked.replicas, asked.workers) if shared else (1, 1)
+    seconds = asked.seconds if row.fault is None else min(FAULT_S, asked.seconds)
+    started: list[Gateway] = []
+    listening: list[asyncio.Server] = []
+    servers = Servers("")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        servers = await asyncio.to_thread(row.made, binary, folder) if row.made is not None else Servers("")
-        fleet, pools, listening = await engines(limit)
-        count = gateways if row.made is not None else 1
-        started = await asyncio.gather(*(gateway(folder, number, pools, servers.url) for number in range(count)))
-        await asyncio.sleep(SETTLE_S)
-        report, short = Report(shipped_catalog()), []
-        guns = [Gun(one_of_them.url, report.add, tagged=True) for one_of_them in started]
-        short_guns = [Gun(one_of_them.url, short.append, tagged=True) for one_of_them in started]
-        body = json.dumps({"model": SHORT, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}).encode()
-        every_s = SHORT_EVERY_S * count / gateways
-        due = [SHORT_EVERY_S * n / gateways for n in range(int(seconds / SHORT_EVERY_S * gateways))]
-        short_shots = [Shot(at_s, "/v1/chat/completions", body, PATIENT, 2) for at_s in due]
-        began_s = time.monotonic()
-        firing = [asyncio.ensure_future(gun.fire(shots[n::count], seconds)) for n, gun in enumerate(guns)]
-        firing += [asyncio.ensure_future(gun.fire(short_shots[n::count], seconds)) for n, gun in enumerate(short_guns)]
-        await asyncio.sleep(FAULT_AT_S if name != "absent" else 0.0)
-        fault_s = time.monotonic()
-        await row.fault(servers)
-        over_s = time.monotonic()
-        back_s = None
-        if row.made is not None:
-            async with httpx.AsyncClient() as client:
-                while not await all_shared(started, client) and time.monotonic() < over_s + 15.0:
-                    await asyncio.sleep(0.05)
-            back_s = time.monotonic() - over_s
-        await asyncio.gather(*firing)
-        for one_of_them in started:
-            one_of_them.child.send_signal(signal.SIGTERM)
-        for one_of_them in started:
-            await asyncio.to_thread(one_of_them.child.wait)
-        await asyncio.to_thread(servers.stop)
-        for server in listening:
-            server.close()
+        try:
+            if row.made is not None:
+                servers = await asyncio.to_thread(row.made, asked.binary, folder)
+            fleet, pools, listening = await engines(asked.limit)
+            starting = [gateway(folder, number, pools, servers.url, workers) for number in range(count)]
+            for one_of_them in await asyncio.gather(*starting, return_exceptions=True):
+                if isinstance(one_of_them, BaseException):
+                    raise one_of_them
+                started.append(one_of_them)
+            await asyncio.sleep(SETTLE_S)
+            got = await load(row, name, asked, started, servers, workers, seconds)
+        finally:
+            await ended(started)
+            await asyncio.to_thread(servers.stop)
+            for server in listening:
+                server.close()
+    figures, attained = got
+    pinned = [asked.limit] * (len(fleet) - 1) + [64]
+    most = [engine.most_in_flight for engine in fleet]
+    return {"row": name, "replicas": count, "workers": workers, "seconds": seconds} | figures | {
+        "most_in_flight": most[:-1],
+        "above_limit": sum(had > limit for had, limit in zip(most, pinned, strict=True)),
+    }, attained  # fmt: skip
+
+
+async def load(
+    row: Row, name: str, asked: Asked, started: list[Gateway], servers: Servers, workers: int, seconds: float
+) -> tuple[dict[str, Any], list[bool | None]]:
+    """Fire, harm, and see."""
+    count = len(started)
+    report, short = Report(shipped_catalog()), []
+    attained: dict[int, bool] = {}
+    missed: list[str] = []
+
+    def told(shown: Shown) -> None:
+        before = report.all.attained
+        report.add(shown)
+        attained[id(shown.shot)] = report.all.attained > before
+        if report.all.attained == before:
+            missed.append(shown.fields.get(b"x-request-id", b"").decode())
+
+    shots = [shot for shot in asked.shots if shot.at_s < seconds]
+    guns = [Gun(one_of_them.url, told, tagged=True) for one_of_them in started]
+    short_guns = [Gun(one_of_them.url, short.append, tagged=True) for one_of_them in started]
+    body = json.dumps({"model": SHORT, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}).encode()
+    due = [SHORT_EVERY_S * n / asked.replicas for n in range(int(seconds / SHORT_EVERY_S * asked.replicas))]
+    short_shots = [Shot(at_s, "/v1/chat/completions", body, PATIENT, 2) for at_s in due]
+    began_s = time.monotonic()
+    firing = [asyncio.ensure_future(gun.fire(shots[n::count], seconds, DRAIN_S)) for n, gun in enumerate(guns)]
+    firing += [asyncio.ensure_future(gun.fire(short_shots[n::count], seconds, DRAIN_S)) for n, gun in enumerate(short_guns)]
+    await asyncio.sleep(FAULT_AT_S if name != "absent" else 0.0)
+    fault_s = time.monotonic()
+    await asyncio.to_thread(row.fault or (lambda _: time.sleep(LASTS_S)), servers)
+    over_s = time.monotonic()
+    back_s = None
+    if row.made is not None:
+        async with httpx.AsyncClient() as client:
+            while not await all_shared(started, workers, client) and time.monotonic() < over_s + 15.0:
+                await asyncio.sleep(0.1)
+        back_s = time.monotonic() - over_s
+    await asyncio.gather(*firing)
+    if asked.explained:
+        await explain(name, missed, started, asked.explained)
+    faulty = row.fault is not None
 
     def took_s(within: Callable[[Shown], bool]) -> list[float]:
         return [one.ttft_s + one.due_at_s - one.sent_at_s for one in short if one.ttft_s is not None and within(one)]
 
-    calm = took_s(lambda one: began_s + 2.0 < one.due_at_s and not fault_s <= one.due_at_s <= over_s + 2.0)
-    during = took_s(lambda one: fault_s <= one.due_at_s <= over_s)
+    calm = took_s(
+        lambda one: one.due_at_s > began_s + 2.0 and not (faulty and fault_s <= one.due_at_s <= max(over_s, fault_s + LASTS_S) + 2.0)
+    )
+    during = took_s(lambda one: faulty and fault_s <= one.due_at_s <= max(over_s, fault_s + LASTS_S))
     whole = report.all
     return {
-        "row": name,
-        "gateways": count,
         "offered": whole.offered,
-        "attained_ratio": whole.attained / whole.offered,
+        "attained_ratio": whole.attained / max(whole.offered, 1),
+        "missed": dict(whole.missed),
         "refused": whole.refused,
         "failed": dict(whole.failed),
         "short": len(short),
         "short_failed": dict(Counter(one.error or f"status {one.status}" for one in short if one.status != 200 or one.error)),
-        "short_every_s": every_s,
-        "most_in_flight": [engine.most_in_flight for engine in fleet[:-1]],
+        "late_p99_ms": percentile_ms([one.sent_at_s - one.due_at_s for one in short], 0.99),
         "ttft_p99_ms": (whole.latencies["ttft"].quantile(0.99) or 0.0) * 1e3,
         "calm_ms": [percentile_ms(calm, 0.5), percentile_ms(calm, 0.99)],
-        "fault_ms": [percentile_ms(during, 0.5), percentile_ms(during, 0.99)],
-        "back_s": back_s,
+        "fault_ms": [percentile_ms(during, 0.5), percentile_ms(during, 0.99)] if faulty else None,
+        "back_s": back_s if faulty else None,
+    }, [attained.get(id(shot)) for shot in shots]
+
+
+async def explain(name: str, missed: list[str], started: list[Gateway], file: str) -> None:
+    """The decisions about requests that did not attain, a line each."""
+    async with httpx.AsyncClient() as client:
+        for request_id in missed:
+            for one_of_them in started:
+                told = await client.get(f"{one_of_them.admin}/admin/requests/{request_id}")
+                if told.status_code == 200:
+                    with Path(file).open("a") as lines:
+                        lines.write(json.dumps({"row": name} | told.json()) + "\n")
+                    break
+
+
+async def ended(started: list[Gateway]) -> None:
+    """They are told to go, and gone."""
+    for one_of_them in started:
+        one_of_them.child.send_signal(signal.SIGTERM)
+    for one_of_them in started:
+        try:
+            await asyncio.to_thread(one_of_them.child.wait, 20.0)
+        except subprocess.TimeoutExpired:
+            one_of_them.child.kill()
+
+
+def apart(alone: list[bool | None], shared: list[bool | None]) -> dict[str, Any]:
+    """How much more of the same requests attained with others than alone, in points, and within which bounds that is known (95 %)."""
+    pairs = [(bool(a), bool(b)) for a, b in zip(alone, shared, strict=False) if a is not None and b is not None]
+    n = len(pairs)
+    won, lost = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
+    points = (won - lost) / max(n, 1)
+    error = ((won + lost) / max(n, 1) - points**2) ** 0.5 / max(n, 1) ** 0.5
+    return {
+        "row": "shared - alone",
+        "pairs": n,
+        "points": points * 100,
+        "from_points": (points - 1.96 * error) * 100,
+        "to_points": (points + 1.96 * error) * 100,
     }
+
+
+def shown(got: dict[str, Any]) -> str:
+    """A row of the table."""
+    if "points" in got:
+        return "{row:14} {points:+.1f} points ({from_points:+.1f} to {to_points:+.1f}) over {pairs} requests".format(**got)
+    if "problem" in got:
+        return f"{got['row']:14} no figures: {got['problem']}"
+    cells = [f"{got['row']:14} {got['replicas']}x{got['workers']} {got['attained_ratio']:6.1%} of {got['offered']:3}"]
+    lost = sum(got["failed"].values()) + sum(got["short_failed"].values())
+    cells.append(f"refused {got['refused']:2} failed {lost}{' ' + str(got['failed'] | got['short_failed']) if lost else ''}")
+    cells.append(f"above limit {got['above_limit']} (most {max(got['most_in_flight'])})")
+    cells.append("short p50/p99 {:.1f}/{:.1f}".format(*got["calm_ms"]))
+    if got["fault_ms"]:
+        cells[-1] += ", fault {:.1f}/{:.1f}".format(*got["fault_ms"])
+    cells[-1] += f" ms of {got['short']}, sent {got['late_p99_ms']:.1f} ms late"
+    return "  ".join(cells) + (f"  back {got['back_s']:.2f} s" if got["back_s"] is not None else "")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    arguments.add_argument("--gateways", type=int, default=6)
-    arguments.add_argument("--rate", type=float, default=1.5)
-    arguments.add_argument("--seconds", type=float, default=60.0)
-    arguments.add_argument("--limit", type=int, default=8)
+    arguments.add_argument("--replicas", type=int, default=3)
+    arguments.add_argument("--workers", type=int, default=2, help="of each replica")
+    arguments.add_argument("--rate", type=float, default=5.2)
+    arguments.add_argument("--seconds", type=float, default=60.0, help="of the rows without a fault")
+    arguments.add_argument("--limit", type=int, default=10, help="in flight, of each instance")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--server", choices=("valkey", "redis"), default="valkey")
     arguments.add_argument("--only", default="", help=", ".join(ROWS))
-    arguments.add_argument("--json", action="store_true")
-    asked = arguments.parse_args()
-    binary = redis_binary() if asked.server == "redis" else str(get_binary_path())
-    catalog, chance = shipped_catalog(), Random(asked.seed)
-    made = jobs(Workload(name="load"), catalog, asked.rate, asked.seconds, asked.seed)
+    arguments.add_argument("--explain", default="", help="a file for the decisions about requests that did not attain")
+    arguments.add_argument("--json", action="store_true", help="a line for each row")
+    given = arguments.parse_args()
+    names = given.only.split(",") if given.only else list(ROWS)
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        arguments.error(f"no row named {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    binary = redis_binary() if given.server == "redis" else str(get_binary_path())
+    chance = Random(given.seed)
+    made = jobs(Workload(name="load"), shipped_catalog(), given.rate, given.seconds, given.seed)
     shots = [shot(job, MODEL, True, chance, Lengths.EXACT) for job in made]
-    if not asked.json:
-        print(f"{len(shots)} requests in {asked.seconds:.0f} s, {asked.gateways} gateways, limit {asked.limit} on each of {len(FLEET)}")
-    for name in asked.only.split(",") if asked.only else ROWS:
-        got = asyncio.run(run(name, asked.gateways, shots, asked.seconds, asked.limit, binary))
-        if asked.json:
-            print(json.dumps(got), flush=True)
-            continue
-        told = f"{name:10} attained {got['attained_ratio']:6.1%} refused {got['refused']:3} failed {got['failed'] or 0}"
-        told += f"  most in flight {got['most_in_flight']}  short: {got['short']}, failed {got['short_failed'] or 0}"
-        told += "  p50/p99 calm {:.1f}/{:.1f} fault {:.1f}/{:.1f} ms".format(*got["calm_ms"], *got["fault_ms"])
-        print(told + (f"  back {got['back_s']:.2f} s" if got["back_s"] is not None else ""), flush=True)
+    sys.setswitchinterval(0.0005)  # a thread that harms the server is not to hold the load up
+    asked = Asked(given.replicas, given.workers, given.limit, binary, shots, given.seconds, given.explain)
+
+    def tell(got: dict[str, Any]) -> None:
+        print(json.dumps(got) if given.json else shown(got), flush=True)
+
+    if not given.json:
+        fleet = ", ".join(f"{count} {gpu}" for _, gpu, _, count in FLEET)
+        print(f"{len(shots)} requests in {given.seconds:.0f} s; {fleet}, limit {given.limit} each; {given.server}; load {loaded():.1f}")
+    attained: dict[str, list[bool | None]] = {}
+    began_s = time.monotonic()
+    for number, name in enumerate(names):
+        print(f"{number + 1}/{len(names)} {name} ...", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        try:
+            if time.monotonic() - began_s > ALL_S:
+                raise RowFailed(f"not run, {ALL_S:.0f} s have gone")
+            got, attained[name] = asyncio.run(asyncio.wait_for(run(name, asked), ROW_S))
+        except Exception as error:  # the other rows go on
+            got = {"row": name, "problem": f"{type(error).__name__}: {error}"}
+        tell(got)
+        if name == "shared" and "alone" in attained and "shared" in attained:
+            tell(apart(attained["alone"], attained["shared"]))
+
+
+def loaded() -> float:
+    """How many processes want this machine beside us, by the last minute."""
+    return os.getloadavg()[0]
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
 LONGEST_PAUSE = 64
-# Look and second opinion are both right or both wrong more often than by chance: how much of what they say together is believed
-# (training/second.py's temperature of both), and over how many opinions their mean is taken.
-TOGETHER = 0.65
+# Look and second opinion are both right or both wrong more often than by chance: together each counts for this much (their temperature
+# together, in training/second.py, is 1.5), and what was said of other messages of the application for less. An opinion's smallest
+# probability, and over how many opinions their mean is taken.
+TOGETHER, OF_OTHERS = 0.65, 0.4
 LEAST_ADVISED = 0.02
 LONGEST_ADVICE = 4
 # What a log told of an application counts as this many looks at most.
@@ -93,12 +94,16 @@ class App:
             return probabilities
         if advice is not None:
             before = _advised(before, advice, looks)
-            probabilities = [(p * exp(other)) ** TOGETHER for p, other in zip(probabilities, advice, strict=True)]
+            probabilities = [p**TOGETHER * exp(OF_OTHERS * other) for p, other in zip(probabilities, advice, strict=True)]
         # Those before are what one would expect of this one; the surer the more of them there were, and never so that it has no say.
         most, bound = max(before), -min(looks * STRENGTH, MOST_STRENGTH)
         believed = [p * exp(max(old - most, bound)) for p, old in zip(probabilities, before, strict=True)]
         total = sum(believed)
         return [one / total for one in believed]
+
+    def wants_opinion(self) -> bool:
+        """Of the message that was looked at just now: the first, the second, the fourth, ..."""
+        return not self.looks & (self.looks - 1)
 
     def is_advised(self, probabilities: Sequence[float]) -> bool:
         """A second opinion of one of its messages; the next is looked at with it in mind. Does it change what the application is?"""

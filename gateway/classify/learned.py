@@ -71,8 +71,8 @@ class Learned:
         alone = self.model.probabilities(seen)
         named = self._is_named(body)
         believed = app.look(alone, named)
-        if self.second is not None and named and not app.looks & (app.looks - 1):
-            self.second(app, body)  # of the first message looked at, the second, the fourth, ...
+        if self.second is not None and named and app.wants_opinion():
+            self.second(app, body)
         judge = self.judge
         judged = judge.judge(believed, prompt_tokens)
         remembered = app.looks > 1 and believed is not alone

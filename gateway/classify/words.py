@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 # Scripts that write without spaces: kana, han, thai.
 _ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 # The space before a word is taken along: to fail at each costs a quarter of the time.
-_ASCII_WORDS = re.compile(r" ?([a-z]+|[0-9]+|\n+|[.?!:;] |[^\w\s]|_)").findall
+_ASCII_WORDS = re.compile(r" ?([a-z]++|[.?!:;] |[^\w\s]|[0-9]++|\n++|_)").findall
 _WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
 
 # What a word is. From BREAK on it closes a sentence.
@@ -115,6 +115,7 @@ class Words(dict[str, int]):
         self._row = array("I", order)
         self._end = array("I", accumulate((len(encoded[row]) for row in order), initial=0))
         self._beginning = array("i", _beginnings([encoded[row] for row in order]))
+        self._letters = [bisect_left(range(self.rows), bytes((byte,)), key=self._entry) for byte in range(256)] + [self.rows]
 
     @classmethod
     def load(cls, path: Path) -> Words:
@@ -131,7 +132,8 @@ class Words(dict[str, int]):
     def _found(self, word: str) -> int:
         """The row of a word, else of the longest that it begins with, else of what stands for its like."""
         encoded = word.encode("utf8", "surrogatepass")
-        at = bisect_right(range(self.rows), encoded, key=self._entry) - 1
+        begin, end = self._letters[encoded[0]], self._letters[encoded[0] + 1]
+        at = begin + bisect_right(range(begin, end), encoded, key=self._entry) - 1
         least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
         while at >= 0:
             entry = self._entry(at)

@@ -109,6 +109,8 @@ def _step(step: dict[str, Any]) -> str:
             return _weighed(step)
         case "queued":
             return "so it waits in line"
+        case "leasing":
+            return f"{reason} is the place for it, once a slot there is leased: others hold the rest"
         case "late":
             return "late: even an idle instance would miss the promise now, so it goes behind what can still be saved"
         case "refused":

@@ -92,7 +92,10 @@ class Admission:
         serving = self._fleet.serving(ticket.model)
         in_flight, rate = serving.in_flight if serving is not None else 1, self._rates.get(ticket.model)
         predicted_s = wait_s(self._queues.ahead(ticket.model, rank), in_flight, rate, ticket.tag.targets.e2e_s, now_s)
-        return min(predicted_s, LEASE_MOVES_S) if serving is not None and serving.lendable() else predicted_s
+        if predicted_s <= LEASE_MOVES_S or serving is None:
+            return predicted_s
+        moves = serving.lendable(ticket.request.n) or self._queues.wishing(ticket.model)
+        return LEASE_MOVES_S if moves else predicted_s
 
     def may_wait(self, ticket: Ticket, now_s: float) -> bool:
         """Is a place expected before its promise is lost?"""

@@ -61,6 +61,7 @@ class Core:
         self.admission = Admission(self.fleet, self.queues, settings)
         self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
+        self._starts_anyway = self._observes or self.policy.early_binding  # nothing is held back
 
     def _ceilings(self, settings: CoreSettings) -> list[float]:
         return [1.0 if self.policy.plain else c.ceiling_ratio for c in settings.classes]
@@ -87,11 +88,11 @@ class Core:
             return [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s, hopeless=False)]
         queues = self.queues
         # Only looser work waits, if any: it cannot be in this one's way.
-        if not queues.waiting or not queues.ahead(ticket.model, ticket.tag.rank) or self.policy.early_binding or self._observes:
+        if not queues.waiting or not queues.ahead(ticket.model, ticket.tag.rank) or self._starts_anyway:
             actions: list[Action] = []
             if self._try(ticket, now_s, actions):
                 return actions
-            if self._observes or self.policy.early_binding:
+            if self._starts_anyway:
                 instance = min(self.fleet.instances(ticket), key=lambda i: i.saturation_ratio, default=None)
                 if instance is not None:
                     self._start(ticket, instance, now_s, actions, holds=False)
@@ -117,6 +118,10 @@ class Core:
     def _wait(self, ticket: Ticket, now_s: float) -> list[Action]:
         """It stands in line, unless that would be no kindness."""
         full = self.queues.full(ticket)
+        if full is None and ticket.wish is not None:
+            self.queues.push(ticket)
+            self.trails.add(ticket, "leasing", now_s, ticket.wish.spec.instance_id)
+            return []
         if full is None:
             class_ = self._classes[ticket.tag.experience_class]
             may_wait = not class_.refusable or self.admission.may_wait(ticket, now_s)
@@ -251,12 +256,19 @@ class Core:
         self.settings = self.admission.settings = settings
         self._classes = {c.name: c for c in settings.classes}
         self._observes = settings.mode is Mode.OBSERVE
+        self._starts_anyway = self._observes or self.policy.early_binding  # nothing is held back
         self.trails.resize(settings.trail_size)
         self.shares.reweigh(settings.tenant_weights)
         self.fleet.set_ceilings(self._ceilings(settings))
         lost = self.queues.change(settings)
         actions: list[Action] = [self._refuse(ticket, RefuseReason.NO_CAPACITY, NO_CAPACITY_RETRY_S, now_s) for ticket in lost]
         return [*actions, *self._everywhere(now_s)]
+
+    def idle(self) -> bool:
+        """Nothing runs, and nothing waits."""
+        if self.queues.waiting:
+            return False
+        return not self.fleet.leaving and not any(instance.residents for instance in self.fleet.by_id.values())
 
     @property
     def next_wake_at_s(self) -> float | None:
@@ -361,6 +373,7 @@ class Core:
         fleet = self.fleet
         if fleet.considered:
             fleet.considered = []
+        ticket.wish = None
         chosen = self.policy.place(ticket, fleet, now_s)
         if chosen is LATE:
             if ticket.lane is not None:
@@ -376,6 +389,11 @@ class Core:
                 return False
         if isinstance(chosen, Verdict):
             ticket.seen_version = fleet.version
+            return False
+        if chosen.leased < chosen.slots and chosen.in_flight + ticket.request.n > chosen.leased and not self._starts_anyway:
+            # The slot is nobody's, but not ours yet: better a moment later there than at once somewhere else.
+            ticket.wish, ticket.seen_version = chosen, -1
+            fleet.short = True
             return False
         self._start(ticket, chosen, now_s, actions, holds=True)
         return True

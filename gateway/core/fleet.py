@@ -30,7 +30,7 @@ UNKNOWN = Prediction(0.0, 0.0, 0.0)
 class Fleet:
     """All instances. `ceilings` are the classes' highest saturation ratios by rank, tightest first."""
 
-    __slots__ = ("_ceilings", "_predictor", "_serving", "_whole_from", "by_id", "considered", "leaving", "unleased", "version")
+    __slots__ = ("_ceilings", "_predictor", "_serving", "_whole_from", "by_id", "considered", "leaving", "short", "unleased", "version")
 
     def __init__(self, ceilings: Sequence[float], predictor: Predictor | None = None) -> None:
         self._ceilings = _nested(ceilings)
@@ -41,6 +41,7 @@ class Fleet:
         self.version = 0  # counts changes of instances, so that who found no place need not ask those that have not changed
         self._whole_from = 0
         self.leaving: list[Instance] = []  # drained ones that still hold residents
+        self.short = False  # a lease is wanted, here or elsewhere, that could be moved at once: whoever leases looks and takes it back
         self.considered: list[Considered] = []  # what the decision under way has asked for, for its trail
 
     @property
@@ -154,14 +155,13 @@ class Fleet:
             instance.tightest_itl_s = itl_target_s
         instance.in_flight = in_flight = instance.in_flight + n
         instance.stake_ours_per_s = stake_per_s = instance.stake_ours_per_s + ticket.stake_per_s
-        others = instance.others_in_flight
-        instance.stake_per_s = stake_per_s * (1.0 + others / in_flight) if others else stake_per_s
+        instance.stake_per_s = stake_per_s + instance.others_stake_per_s
         serving = instance.serving
         if serving is not None:
             serving.in_flight += n
             held, in_flight = in_flight, in_flight + instance.others_counted
             room = instance.room
-            ranks = room[in_flight] if in_flight < len(room) and held < instance.leased else 0
+            ranks = room[in_flight] if in_flight < len(room) and held < instance.reach else 0
             if ranks != instance.offered_ranks:
                 self._offer(instance, serving, ranks)
 
@@ -197,23 +197,24 @@ class Fleet:
         else:
             del counts[itl_target_s]
             if itl_target_s == instance.tightest_itl_s:
-                instance.tightest_itl_s = min(counts, default=inf)
+                instance.tightest_itl_s = min(min(counts, default=inf), instance.others_tightest_itl_s)
         n = ticket.request.n
         instance.in_flight = in_flight = instance.in_flight - n
         stake_per_s = instance.stake_ours_per_s - ticket.stake_per_s if instance.residents else 0.0
         instance.stake_ours_per_s = stake_per_s = stake_per_s if stake_per_s > 0.0 else 0.0
-        others = instance.others_in_flight if in_flight else 0
-        instance.stake_per_s = stake_per_s * (1.0 + others / in_flight) if others else stake_per_s
+        instance.stake_per_s = stake_per_s + instance.others_stake_per_s
         serving = instance.serving
         if serving is not None:
             serving.in_flight -= n
             held, in_flight = in_flight, in_flight + instance.others_counted
             room = instance.room
-            ranks = room[in_flight] if in_flight < len(room) and held < instance.leased else 0
+            ranks = room[in_flight] if in_flight < len(room) and held < instance.reach else 0
             if ranks != instance.offered_ranks:
                 self._offer(instance, serving, ranks)
         elif instance.draining and not in_flight:
             self.leaving.remove(instance)
+        if instance.owed:
+            self.short = True
         return instance
 
     def count_context(self, instance: Instance, now_s: float) -> None:
@@ -250,7 +251,7 @@ class Fleet:
             known = self.by_id.get(instance_id)
             if known is None:
                 known = self.by_id[instance_id] = Instance(spec)
-                known.leased = self.unleased
+                known.leased = known.reach = self.unleased
                 self._list(known)
             else:
                 limit = spec.limit_start if spec.limit_start != known.spec.limit_start or spec.limit_pinned else known.limit
@@ -290,12 +291,23 @@ class Fleet:
         if instance.returned_at_s == -inf:
             self._set_slots(instance, instance.limit)
 
-    def others(self, instance: Instance, in_flight: int, unprefilled_tokens: int, context_tokens: int) -> None:
+    def others(
+        self,
+        instance: Instance,
+        in_flight: int,
+        unprefilled_tokens: int,
+        context_tokens: int,
+        stake_per_s: float = 0.0,
+        tightest_itl_s: float = inf,
+    ) -> None:
         """What the other workers have running there, as they last said."""
         instance.others_in_flight = in_flight
         instance.others_unprefilled_tokens = unprefilled_tokens
         instance.others_context_tokens = context_tokens
-        _stake(instance)
+        instance.others_stake_per_s = stake_per_s
+        instance.others_tightest_itl_s = tightest_itl_s
+        instance.stake_per_s = instance.stake_ours_per_s + stake_per_s
+        instance.tightest_itl_s = min(min(instance.itl_targets, default=inf), tightest_itl_s)
         self._count_others(instance)
 
     def lease(self, leases: Iterable[Lease]) -> None:
@@ -304,6 +316,7 @@ class Fleet:
             instance = self.by_id.get(lease.instance_id)
             if instance is not None:
                 instance.leased = lease.slots
+                instance.reach = min(lease.slots + lease.spare, UNSHARED)
                 if lease.limit:
                     self.set_limit(instance, lease.limit)
                 self._count_others(instance)
@@ -341,7 +354,7 @@ class Fleet:
         serving = instance.serving
         if serving is not None:
             in_flight = instance.in_flight + instance.others_counted
-            ranks = instance.room[in_flight] if in_flight < len(instance.room) and instance.in_flight < instance.leased else 0
+            ranks = instance.room[in_flight] if in_flight < len(instance.room) and instance.in_flight < instance.reach else 0
             self._offer(instance, serving, ranks)
 
     def _offer(self, instance: Instance, serving: Serving, ranks: int) -> None:
@@ -386,12 +399,6 @@ def kv_needs_tokens(ticket: Ticket) -> int:
     """KV cache that its prompt and its expected answers take; the choices of one request share its prompt. Whole tokens, so that
     what is taken and given back adds up."""
     return ticket.request.prompt_tokens + int(ticket.expected_output_tokens) * ticket.request.n
-
-
-def _stake(instance: Instance) -> None:
-    ours = instance.in_flight
-    others = instance.others_in_flight / ours if ours else 0.0
-    instance.stake_per_s = instance.stake_ours_per_s * (1.0 + others)
 
 
 def _nested(ceilings: Sequence[float]) -> tuple[float, ...]:

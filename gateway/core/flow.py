@@ -138,6 +138,7 @@ class Ticket:
     weight: float = 1.0  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
     stake_per_s: float = 0.0  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
     lane: Any = None  # where it waits: core/queues' own, None = it does not
+    wish: Any = None  # the instance it would start on now, had this worker a lease on the slot
     trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
 
     def slack_s(self, now_s: float) -> float:
@@ -265,6 +266,7 @@ class Lease:
     instance_id: str
     slots: int
     limit: int = 0  # the limit other workers have found for it, where this one has nothing running to judge by; 0 = its own stands
+    spare: int = 0  # slots that nobody holds: one of them is only a question away
 
 
 # ---- actions: what the core wants done. Plain classes, one `kind` check by type.

@@ -242,6 +242,11 @@ class Queues:
         """Requests waiting for `model` in classes as tight as `rank` or tighter: what stands before a new one."""
         return sum(lane.requests for lane in self.of(model).lanes if lane.rank <= rank)
 
+    def wishing(self, model: str) -> bool:
+        """Does who is next wait for no more than a lease?"""
+        queues = self.of(model)
+        return any(ticket.wish is not None for lane in queues.lanes if lane.requests for ticket in lane.heads(1))
+
     def tickets(self) -> Iterator[Ticket]:
         """Everything that waits, anywhere."""
         for queues in self.by_model.values():

@@ -6,6 +6,7 @@ A decision costs a few appends here; words are found only in `tell`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Ticket
@@ -32,12 +33,16 @@ class Trails:
         """None when it is unknown or forgotten. Of several under one id the newest."""
         return next((ticket for ticket in reversed(self._kept) if ticket.request.request_id == request_id), None)
 
+    def newest(self) -> Iterator[Ticket]:
+        """All that are known, the last to arrive first."""
+        return reversed(tuple(self._kept))
+
     def begin(self, ticket: Ticket) -> None:
         """A request has arrived."""
         self._kept.append(ticket)
 
     def add(self, ticket: Ticket, what: str, now_s: float, value: Any = None) -> None:
-        """queued, late, degraded, gone: it happened."""
+        """queued, leasing, late, degraded, gone: it happened."""
         if len(ticket.trail) < MAX_STEPS:
             ticket.trail.append((now_s, what, value, ""))
 

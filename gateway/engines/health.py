@@ -8,11 +8,9 @@ others of its model answer just as often: then it is the requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from time import monotonic
-
-import httpx
 
 from gateway.core.flow import EngineKind, FailReason, InstanceSpec
 
@@ -48,12 +46,16 @@ class State:
     reason: str = ""
 
 
+Ask = Callable[[str, str, float], Awaitable[int]]
+"""(instance id, path, seconds it may take) -> the status of an answer; OSError says why there is none"""
+
+
 class Health:
     """Of all instances. `tell(instance_id, up)` is called on every change."""
 
-    def __init__(self, tell: Callable[[str, bool], None], client: httpx.AsyncClient | None = None) -> None:
+    def __init__(self, tell: Callable[[str, bool], None], ask: Ask) -> None:
         self._tell = tell
-        self._client = client
+        self._ask = ask
         self.states: dict[str, State] = {}
 
     def change(self, specs: Iterable[InstanceSpec]) -> None:
@@ -106,29 +108,28 @@ class Health:
 
     async def run(self) -> None:
         """For ever: probe each instance every second, spread over the second."""
-        client = self._client or httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, limits=httpx.Limits(max_connections=200), trust_env=False)
-        async with client:
-            while True:
-                states = [s for s in self.states.values() if s.spec.engine is not EngineKind.REMOTE]
-                pause_s = PROBE_EVERY_S / max(len(states), 1)
-                probes = []
-                for state in states:
-                    probes.append(asyncio.create_task(self._probe(client, state)))
-                    await asyncio.sleep(pause_s)
-                if probes:
-                    await asyncio.wait(probes)
-                else:
-                    await asyncio.sleep(PROBE_EVERY_S)
+        while True:
+            states = [s for s in self.states.values() if s.spec.engine is not EngineKind.REMOTE]
+            pause_s = PROBE_EVERY_S / max(len(states), 1)
+            probes = []
+            for state in states:
+                probes.append(asyncio.create_task(self._probe(state)))
+                await asyncio.sleep(pause_s)
+            if probes:
+                await asyncio.wait(probes)
+            else:
+                await asyncio.sleep(PROBE_EVERY_S)
 
-    async def _probe(self, client: httpx.AsyncClient, state: State) -> None:
+    async def _probe(self, state: State) -> None:
+        instance_id = state.spec.instance_id
         try:
-            answer = await client.get(state.spec.url + state.path)
-            if answer.status_code in (404, 405) and state.path == "/health":
+            status = await self._ask(instance_id, state.path, PROBE_TIMEOUT_S)
+            if status in (404, 405) and state.path == "/health":
                 state.path = "/v1/models"
-                answer = await client.get(state.spec.url + state.path)
-            alive, reason = answer.status_code < 500, f"{state.path} answered {answer.status_code}"
-        except httpx.HTTPError as error:
-            alive, reason = False, f"{state.path}: {type(error).__name__}"
+                status = await self._ask(instance_id, state.path, PROBE_TIMEOUT_S)
+            alive, reason = status < 500, f"{state.path} answered {status}"
+        except OSError as error:
+            alive, reason = False, f"{state.path}: {error}"
         now_s = monotonic()
         if not alive:
             state.failed_probes += 1

@@ -27,6 +27,7 @@ import gateway
 from gateway.admin.answers import STEP_S
 from gateway.config.handed import taken
 from gateway.config.load import ConfigError, Loaded
+from gateway.core import trail
 from gateway.serve.accounts import Teller
 from gateway.serve.adviser import Pieces
 from gateway.serve.link import VERSION, Link, LinkError
@@ -43,6 +44,7 @@ log = logging.getLogger("slo_gateway")
 TELL_EVERY_S = 1.0
 LOOK_S = 0.1  # between looks whether this worker has become ready, or is no more
 CELLS_AT_ONCE = 20
+STORIES_AT_ONCE = 20
 BEGIN_S = 10.0
 LAST_WORDS_S = 2.0
 ADVICE_S = 150.0  # for a second opinion, those asked for before it included
@@ -153,8 +155,24 @@ class Member:
     async def _last_words(self) -> None:
         self.link.tell("bye", await self._figures(every=False))
         await self.link.flushed()
+        if not self._going.is_set():  # else nobody is there to ask
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._remembered(), LAST_WORDS_S / 2)
         self.link.close()
         await asyncio.sleep(0.02)
+
+    async def _remembered(self) -> None:
+        """Tell why requests went as they did, the last ones first."""
+        told: list[tuple[str, bytes]] = []
+        for ticket in self.worker.live.core.trails.newest():
+            told.append((ticket.request.request_id, msgspec.json.encode(trail.tell(ticket))))
+            if len(told) >= STORIES_AT_ONCE:
+                self.link.tell("remembered", told)
+                told = []
+                await self.link.flushed()
+                await asyncio.sleep(0)
+        self.link.tell("remembered", told)
+        await self.link.flushed()
 
     def _take(self, take: socket.socket) -> None:
         try:

@@ -28,6 +28,7 @@ from gateway.serve.adviser import Adviser
 from gateway.serve.agreement import Agreement
 from gateway.serve.link import VERSION, LinkError
 from gateway.serve.own_store import OwnStore
+from gateway.serve.past import Past
 from gateway.serve.seats import SETTLED_S, Member, Seat, seated
 from gateway.telemetry.readings import RESTARTS
 
@@ -96,6 +97,7 @@ class Supervisor:
         self.started_unix_s = time.time()
         self.restarts = dict.fromkeys(RESTARTS, 0)
         self.lost: deque[LostView] = deque(maxlen=16)
+        self.past = Past()
         self.changing = ""  # upgrade, reload
         self.adviser = Adviser()  # for all workers; begun when there is to be one
         self.reload_refused = False
@@ -297,13 +299,8 @@ class Supervisor:
             self.lost.append(
                 LostView(worker=str(member.number), pid=member.pid, ended_unix_s=time.time(), status=status, missing_s=MISSING_S)
             )
-            log.error(
-                "worker %d (pid %d) ended with %d; at most the last %.1f s of what it counted is missing",
-                member.number,
-                member.pid,
-                status,
-                MISSING_S,
-            )
+            what = "worker %d (pid %d) ended with %d; at most the last %.1f s of what it counted is missing"
+            log.error(what, member.number, member.pid, status, MISSING_S)
         if seat.member is member:
             seat.left(time.monotonic() - member.started_at_s)
             if self._up and not self._stop.is_set():
@@ -417,6 +414,8 @@ class Supervisor:
             case "figures" | "bye":
                 self.accounts.take_figures(member.name, value["readings"])
                 member.said_bye = word == "bye"
+            case "remembered":
+                self.past.take(member.name, value)
             case "retiring":
                 if member.state != "retiring":
                     member.state = "retiring"  # somebody else told it to go; another one is needed

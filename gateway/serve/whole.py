@@ -160,7 +160,8 @@ class WholeViews:
                 return None
 
         stories = await asyncio.gather(*map(one, self._supervisor.answering))
-        return next((msgspec.Raw(story) for story in stories if story is not None), None)
+        found = next((story for story in stories if story is not None), None) or self._supervisor.past.of(request_id)
+        return None if found is None else msgspec.Raw(found)
 
     # ---- the supervisor itself
 

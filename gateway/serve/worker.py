@@ -39,6 +39,7 @@ from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.spans import Spans
 from gateway.wire.front import Front
 from gateway.wire.keys import Keys
+from gateway.wire.probe import status_of
 from gateway.wire.upstream import Upstream, Upstreams
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Worker:
             lambda tenant, model, text_bytes: self.predictor.prompts.tokens(tenant, model, text_bytes),
             max_connections(-(-settings.limits.connections // seat.of)),
         )
-        self.health = Health(self.live.instance_health)
+        self.health = Health(self.live.instance_health, self._status_of)
         self.front.on_attempt_failed = self._attempt_failed
         state = settings.state
         self.name = worker_name()
@@ -256,6 +257,12 @@ class Worker:
 
     def _controls(self) -> bool:
         return self.sharing is None or self.sharing.controller.held()
+
+    async def _status_of(self, instance_id: str, path: str, timeout_s: float) -> int:
+        upstream = self.upstreams.by_id.get(instance_id)
+        if upstream is None:
+            raise ConnectionError("it has left")
+        return await status_of(upstream, path, timeout_s)
 
     def _attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         self.health.request_failed(placement.instance_id, reason)

@@ -190,6 +190,9 @@ class RedisStore:
             self._client = self._cluster({**known, **dict.fromkeys(self._hosts)})
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await asked.aclose()
+                # Of one that had not found its way yet that closes nothing.
+                await asked.nodes_manager.aclose("startup_nodes")
+                await asked.nodes_manager.aclose("nodes_cache")
 
     async def close(self) -> None:
         """Forget the connections; what is under way there is given up."""

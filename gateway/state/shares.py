@@ -12,6 +12,9 @@ from math import ceil
 
 # What nobody needs is handed out in blocks of this share of a limit, so that leases do not change with every request.
 BLOCK_RATIO = 1 / 32
+# Half of it: to each its part, so that a request finds a slot wherever it arrives. The other half is nobody's, and any worker's for the
+# asking, so that a burst at one of them is not short of what the others do not use.
+RESERVED_RATIO = 1 / 2
 
 
 def block_of(limit: int) -> int:
@@ -20,13 +23,12 @@ def block_of(limit: int) -> int:
 
 
 def shares(limit: int, ceilings: Sequence[float], needs: Sequence[Sequence[int]], turn: int = 0) -> list[int]:
-    """Slots for each worker; they add up to the limit exactly, unless there are no workers.
+    """Slots for each worker; they add up to the limit at most.
 
     `needs[worker][rank]` counts the sequences a worker has running or waiting, tightest class first. Tight work is served before loose
     work, whosever it is, and loose work only while fewer slots than its ceiling (0..1, of the limit) are given away, as on an instance
-    that is not shared. Within a class the workers get equal shares, as far as they need them. What is left is spread evenly in blocks:
-    a request that arrives anywhere should find a slot without having to ask for one. `turn` says with whom indivisible rests begin, so
-    that they go round.
+    that is not shared. Within a class the workers get equal shares, as far as they need them. Of what is left, RESERVED_RATIO is spread
+    evenly in blocks, all of it for a worker that is alone. `turn` says with whom indivisible rests begin, so that they go round.
     """
     given = [0] * len(needs)
     if not given or limit <= 0:
@@ -39,12 +41,11 @@ def shares(limit: int, ceilings: Sequence[float], needs: Sequence[Sequence[int]]
             for worker, slots in enumerate(_evenly(room, wanted, turn)):
                 given[worker] += slots
                 left -= slots
+    if len(needs) == 1:
+        return [limit]
     block = block_of(limit)
-    blocks, rest = divmod(left, block)
-    for worker, some in enumerate(_evenly(blocks, [blocks] * len(needs), turn)):
-        given[worker] += some * block
-    given[(turn + blocks) % len(needs)] += rest
-    return given
+    reserve = int(left * RESERVED_RATIO) // (block * len(needs)) * block
+    return [slots + reserve for slots in given]
 
 
 def static_share(limit: int, workers: int, me: int, turn: int = 0) -> int:

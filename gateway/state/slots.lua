@@ -1,6 +1,6 @@
 -- Renew one worker's leases on the slots of all instances, in one call. Begins with records.lua.
--- ARGV[4]  msgpack of [[instance, own limit, wanted, held now, running, limit it vouches for or 0, figures for the others], ...]
--- A row is instance -> [leased, limit vouched for or 0, figures].
+-- ARGV[4]  msgpack of [[instance, own limit, wanted, held now, running, limit it vouches for or 0, figures for the others, more of them], ...]
+-- A row is instance -> [leased, limit vouched for or 0, figures, more of them].
 -- Returns  [now ms, made ms, 1 when settled, msgpack of [[leased, limit in force], ...], worker, record, worker, record, ...]
 local leased, vouched, others = {}, {}, {}
 each_other(function(worker, read, record)
@@ -22,7 +22,7 @@ for at, ask in ipairs(asked) do
   if not settled then wanted = math.min(wanted, held) end
   local lease = math.max(math.min(wanted, limit - (leased[instance] or 0)), 0)
   granted[at] = {lease, limit}
-  rows[instance] = {math.max(lease, running), word, ask[7]} -- what runs is counted, whatever was allowed
+  rows[instance] = {math.max(lease, running), word, ask[7], ask[8]} -- what runs is counted, whatever was allowed
 end
 if #asked > 0 then keep_mine(rows) elseif not overtaken then redis.call('HDEL', key, me) end
 local answer = {now_ms, made_ms, settled and 1 or 0, cmsgpack.pack(granted)}

@@ -4,6 +4,9 @@ Several times a second a worker tells what it has running and waiting, reads wha
 leases it, all in one atomic call (slots.lua). Never on the request path: the core is told how many slots it may use, as an event. A
 lease stands for STANDS_S, and half as long again on the server: then what a killed worker held is anybody's.
 
+Some slots are nobody's, and the core knows how many. A request that is best served by one of them waits in its queue for the one call
+that leases it; a slot that somebody else waits for is given back as soon as what ran on it has ended.
+
 Without an answer the last leases hold until they run out. After that, as configured: `open` goes on with a fixed share of each limit,
 `closed` uses no slot. What the limit of an instance is, the controller says (core/enforce); where workers differ, the lowest that is
 vouched for by somebody with work there is in force.
@@ -12,8 +15,9 @@ vouched for by somebody with work there is in force.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 from typing import Any
 from zlib import crc32
@@ -22,12 +26,12 @@ import msgspec
 
 from gateway.core.flow import UNSHARED, Lease
 from gateway.core.instance import Instance
-from gateway.core.queues import ModelQueues
 from gateway.live import Live
-from gateway.state.looks import again
+from gateway.state.looks import Bell, again
 from gateway.state.script_text import script_text
 from gateway.state.shares import shares, static_share
 from gateway.state.store import Store, StoreError
+from gateway.state.wants import most_choices, next_of, waiting_of, wishes_of
 
 log = logging.getLogger("slo_gateway")
 
@@ -37,12 +41,22 @@ KEPT_RATIO = 1.5
 """for so many times longer the server keeps it from others: a call that is under way, or a worker that had no time to run, is late"""
 EVERY_S = 0.15
 """between renewals"""
+EACH_S = 0.008
+FRESH_S = 0.05
+"""the same where others place requests beside ours: so much for each worker, but FRESH_S at least and EVERY_S at most; prompts that two
+workers send to one engine within that time know nothing of one another"""
+IDLE_S = 0.3
+"""the same for a worker that has nothing running and nothing waiting; two calls may still be lost before a lease has run out"""
 LOOK_S = 0.03
-"""between looks at whether somebody waits for a slot, and the shortest time between renewals then"""
+"""the same while somebody waits for a slot that others hold"""
+BORROW_S = 0.01
+"""the shortest, to lease a slot that nobody holds, or to give one back that somebody waits for"""
 TURN_S = 1.0
 """for how long the same worker comes first when something cannot be divided"""
 DECLINED_S = 0.5
 """a slot that waiting work did not take is not asked for again for this long: that work cannot use this instance"""
+MOST_STAKE_PER_S = 1e6
+"""that others are believed: thousands of requests that a delay of a second would ruin"""
 
 SCRIPT = script_text("slots.lua")
 
@@ -53,6 +67,7 @@ class Row(msgspec.Struct, array_like=True):
     leased: int
     word: int
     figures: tuple[int, int, int, tuple[int, ...]]  # in flight, unprefilled tokens, context tokens, needs by class rank
+    promises: tuple[float, float] = (0.0, 0.0)  # what a second of delay costs what runs there, its tightest ITL target, 0 = none
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -72,6 +87,7 @@ class _Share:
 
     leased: int = 0  # as last answered
     limit: int = 0  # in force
+    spare: int = 0  # nobody's, as last answered
     declined_at_s: float = -1e9
     offered: bool = False  # there was room and somebody waited, when last looked at
 
@@ -113,15 +129,33 @@ class Slots:
         self._now_ms = 0
         self._records: dict[str, Record] = {}
         self._shares: dict[str, _Share] = {}
+        self._bell = Bell()
+        self._idle = False
 
     # ---- what happens all the time
 
     async def run(self) -> None:
         """Renew, for ever."""
-        await again(LOOK_S, "leases", self._look)
+        self.live.borrow = self._bell.ring
+        await again(self._pause_s, "leases", self._look, self._bell)
+
+    def _pause_s(self) -> float:
+        return max(self._asked_at_s + self._due_s() - self._clock(), 0.001)
+
+    def _due_s(self) -> float:
+        """How long after the last call the next one is due."""
+        if not self._unanswered and self._moving():
+            return BORROW_S
+        if self.wanting():
+            return LOOK_S
+        if self._unanswered or not self.settled:
+            return EVERY_S
+        if self._idle and self.live.core.idle():
+            return IDLE_S
+        return min(max(EACH_S * len(self.known), FRESH_S), EVERY_S) if len(self.known) > 1 else EVERY_S
 
     async def _look(self) -> None:
-        if self._clock() - self._asked_at_s >= EVERY_S or self.wanting():
+        if self._clock() - self._asked_at_s >= self._due_s() - 0.001:
             await self.renew()
 
     def begin(self) -> None:
@@ -151,6 +185,8 @@ class Slots:
         if reply is None:
             if self._clock() >= self._until_s:
                 self.fall_back()
+            else:
+                self._nothing_to_borrow()
             return False
         self.answered(asked, reply, now_s)
         return True
@@ -186,7 +222,7 @@ class Slots:
         for model, queues in core.queues.by_model.items():
             serving = core.fleet.serving(model) if queues.waiting else None
             if serving is not None:
-                most = _most_choices(queues)
+                most = most_choices(queues)
                 if any(self._exhausted(instance, most, now_s) for instance in serving.instances):
                     return True
         return False
@@ -196,16 +232,19 @@ class Slots:
         before we hear the answer."""
         core = self.live.core
         names = sorted({self.worker, *self._records})
-        waiting = {model: _waiting(queues) for model, queues in core.queues.by_model.items() if queues.waiting}
+        waiting = {model: waiting_of(queues) for model, queues in core.queues.by_model.items() if queues.waiting}
+        wishes = wishes_of(core.queues.by_model.values())
         ceilings = core.fleet.ceilings
         rows: list[Any] = []
         less: list[Lease] = []
+        self._idle = core.idle()  # as the others know it
         for instance_id, instance in core.fleet.by_id.items():
             share = self._shares.get(instance_id)
             if share is None:
                 share = self._shares[instance_id] = _Share()
             by_rank, most = waiting.get(instance.spec.model, (None, 1))
-            needs = self._needs(instance, share, by_rank, most, now_s)
+            wished = wishes.get(instance_id)
+            needs = self._needs(instance, share, by_rank, most, wished, now_s)
             others = {name: self._records[name].rows.get(instance_id) for name in names if name != self.worker}
             there = [name for name in names if name == self.worker or others[name] is not None]
             all_needs = [needs if row is None else row.figures[3] for row in (others.get(name) for name in there)]
@@ -214,19 +253,25 @@ class Slots:
             limit = min(limit, word) if word else limit
             turn = int(self._now_ms / (TURN_S * 1000.0)) + crc32(instance_id.encode())
             wanted = shares(limit, ceilings, all_needs, turn)[there.index(self.worker)]
+            if wished is not None and not instance.owed:
+                wanted = max(wanted, instance.in_flight + sum(wished))  # the core has seen that there is room, for this class too
             held = instance.leased if instance.leased != UNSHARED else 0
             if self._unanswered or not self.settled:
                 wanted = max(wanted, held)  # nobody could take over what we give up
             elif wanted < held:
                 held = wanted
-                less.append(Lease(instance_id, held))
+                less.append(Lease(instance_id, held, spare=share.spare))
             figures = (instance.in_flight, max(instance.unprefilled_tokens, 0), max(instance.context_tokens, 0), needs)
-            rows.append((instance_id, instance.slots, wanted, held, instance.in_flight, word, figures))
+            tightest_itl_s = min(instance.itl_targets, default=0.0)
+            promises = (round(instance.stake_ours_per_s, 6), tightest_itl_s)
+            rows.append((instance_id, instance.slots, wanted, held, instance.in_flight, word, figures, promises))
         if less:
             self.live.leased(less)
         return rows
 
-    def _needs(self, instance: Instance, share: _Share, waiting: list[int] | None, most: int, now_s: float) -> tuple[int, ...]:
+    def _needs(
+        self, instance: Instance, share: _Share, waiting: list[int] | None, most: int, wishes: list[int] | None, now_s: float
+    ) -> tuple[int, ...]:
         """Sequences by class rank that run there or would like to."""
         loosest = len(self.live.core.fleet.ceilings) - 1
         needs = [0] * (loosest + 1)
@@ -241,7 +286,16 @@ class Slots:
             # It got a slot and left it: who waits here cannot use this instance, and would keep it from others.
             share.offered = False
             share.declined_at_s = now_s
+        if wishes is not None:
+            needs = [needed + more for needed, more in zip(needs, wishes, strict=True)]
         return tuple(needs)
+
+    def _moving(self) -> bool:
+        """Is there a slot that could change hands at once?"""
+        core = self.live.core
+        if any(instance.owed and instance.in_flight < instance.leased for instance in core.fleet.by_id.values()):
+            return True
+        return any(ticket.wish is not None for queues in core.queues.by_model.values() if queues.waiting for ticket in next_of(queues))
 
     def _exhausted(self, instance: Instance, most: int, now_s: float) -> bool:
         """Is it our lease that keeps what waits from starting there?"""
@@ -277,21 +331,36 @@ class Slots:
         self.known = sorted({self.worker, *self._records})
         fleet = self.live.core.fleet
         leases: list[Lease] = []
-        for (instance_id, _, _, _, _, word, _), (slots, limit) in zip(asked, granted, strict=False):
+        for (instance_id, _, _, _, _, word, _, _), (slots, limit) in zip(asked, granted, strict=False):
             instance = fleet.by_id.get(instance_id)
             if instance is None:
                 continue
             share = self._shares.setdefault(instance_id, _Share())
             share.leased, share.limit = slots, limit
             rows = [row for record in self._records.values() if (row := record.rows.get(instance_id)) is not None]
-            fleet.others(instance, *(max(sum(row.figures[n] for row in rows), 0) for n in range(3)))  # type: ignore[misc]
+            in_flight, unprefilled_tokens, context_tokens = (max(sum(figures), 0) for figures in _columns(rows))
+            tightest_itl_s = min((row.promises[1] for row in rows if row.promises[1] > 0.0), default=inf)
+            stake_per_s = _sane(sum(row.promises[0] for row in rows))
+            fleet.others(instance, in_flight, unprefilled_tokens, context_tokens, stake_per_s, tightest_itl_s)
+            instance.owed = any(sum(row.figures[3]) > row.leased for row in rows)
+            # Where others wait, the rule alone says whose a slot is.
+            free = limit - max(slots, instance.in_flight) - sum(row.leased for row in rows)
+            share.spare = max(free, 0) if settled and not instance.owed else 0
             # Nothing of ours runs there to judge by: what the others have found is as good as ours.
             found = max(limit, instance.spec.limit_start) if not word and limit != instance.limit else 0
-            leases.append(Lease(instance_id, slots, found))
+            leases.append(Lease(instance_id, slots, found, share.spare))
         if self.lost is not False:
             self.lost = False
             self._told(False)
         self.live.leased(leases)
+
+    def _nothing_to_borrow(self) -> None:
+        """Nobody answers: what waits for a lease goes where we hold one."""
+        fleet = self.live.core.fleet
+        if any(share.spare for share in self._shares.values()):
+            for share in self._shares.values():
+                share.spare = 0
+            self.live.leased([Lease(instance_id, instance.leased) for instance_id, instance in fleet.by_id.items()])
 
     def fall_back(self) -> None:
         """No lease of ours stands and nobody answers: a fixed share of each limit, or nothing. Until every other worker must have come
@@ -325,17 +394,16 @@ class Slots:
         self.live.leased(leases)
 
 
-def _waiting(queues: ModelQueues) -> tuple[list[int], int]:
-    """Sequences that wait for a model, by class rank, and the most that one request asks for."""
-    most = _most_choices(queues)
-    counts = [lane.requests + (most - 1 if lane.requests else 0) for lane in queues.lanes]
-    counts[-1] += queues.late.requests  # what is late anyway may use what the loosest may
-    return counts, most
+def _columns(rows: list[Row]) -> Iterator[list[int]]:
+    """In flight, unprefilled tokens and context tokens, of everybody."""
+    yield [row.figures[0] for row in rows]
+    yield [row.figures[1] for row in rows]
+    yield [row.figures[2] for row in rows]
 
 
-def _most_choices(queues: ModelQueues) -> int:
-    lanes = [lane for lane in (*queues.lanes, queues.late) if lane.requests]
-    return max((ticket.request.n for lane in lanes for ticket in lane.heads(1)), default=1)
+def _sane(stake_per_s: float) -> float:
+    """As somebody else told it."""
+    return stake_per_s if 0.0 <= stake_per_s <= MOST_STAKE_PER_S else 0.0
 
 
 def _text(value: bytes | str) -> str:

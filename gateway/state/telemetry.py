@@ -27,6 +27,7 @@ log = logging.getLogger("slo_gateway")
 
 EVERY_S = 1.0
 SLICE_S = 0.0005  # of the loop's time at once
+SMALL_BYTES = 4096
 SHORT_KEPT_S = 2 * 3600.0
 LONG_KEPT_S = 7 * 86400.0
 
@@ -116,7 +117,9 @@ class Telemetry:
             [(key, packed) for key, packed in counted.items() if len(key) == 5],
             [(key[0], packed) for key, packed in counted.items() if len(key) == 1],
         )
-        data = await asyncio.to_thread(pack, blob)
+        # A thread costs more than a small window's packing does.
+        small = sum(map(len, counted.values())) <= SMALL_BYTES
+        data = pack(blob) if small else await asyncio.to_thread(pack, blob)
         key, field = self._names.window(length_s, start_unix_s // length_s * length_s), f"{self._worker} {start_unix_s:.3f}"
         new = await self._store.put_fields(key, {field: data}, kept_s)
         if new and (key, field) in self._written:

@@ -1,7 +1,8 @@
 """Turns between tenants are fair over the fleet: what a tenant is served by one worker counts when it waits at another one.
 
 Each worker tells four times a second how many tokens every tenant has been served from its queues, ever; the others move those tenants'
-turns on by what was added since they last looked. A worker that is seen for the first time is a beginning, not a debt.
+turns on by what was added since they last looked. A worker that is seen for the first time is a beginning, not a debt; and so is
+everybody for a worker where nobody has waited for a while, which does not look.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from gateway.state.store import Store
 log = logging.getLogger("slo_gateway")
 
 EVERY_S = 0.25
+RESTS_S = 2.0
+"""after so long without anybody who waits, turns matter no more"""
 KEPT_S = 150.0
 VERSION = 1
 MOST_ROWS = 500
@@ -41,7 +44,7 @@ _decoder = msgspec.msgpack.Decoder(Told)
 
 
 class Turns:
-    """One worker's side of it. `unix` tells wall time, which only chooses the key."""
+    """One worker's side of it. `unix` tells wall time."""
 
     def __init__(self, queues: Queues, store: Store, names: Names, worker: str, *, unix: Callable[[], float]) -> None:
         self._queues = queues
@@ -52,6 +55,7 @@ class Turns:
         self._seen: dict[str, dict[tuple[str, str, str], float]] = {}  # by worker
         self._told: list[Row] | None = None
         self._told_minute = -1
+        self._waited_at_s = float("-inf")  # when somebody was last seen waiting here
 
     async def run(self) -> None:
         """Tell and look, for ever."""
@@ -59,7 +63,8 @@ class Turns:
 
     async def look(self) -> None:
         """Tell what was served here, and count what was served elsewhere."""
-        minute = int(self._unix() // 60)
+        now_s = self._unix()
+        minute = int(now_s // 60)
         rows = list(self._queues.paid())
         if len(rows) > MOST_ROWS:
             rows = nlargest(MOST_ROWS, rows, key=lambda row: row[3])
@@ -67,6 +72,12 @@ class Turns:
         if rows != self._told or minute != self._told_minute:
             await self._store.put_fields(self._names.turns(minute), {self._worker: msgspec.msgpack.encode(Told(VERSION, rows))}, KEPT_S)
             self._told, self._told_minute = rows, minute
+        if not self._queues.waiting:
+            if now_s - self._waited_at_s >= RESTS_S:
+                self._seen.clear()
+                return
+        else:
+            self._waited_at_s = now_s
         before, now = await self._store.fields([self._names.turns(minute - 1), self._names.turns(minute)])
         there = {**before, **now}
         there.pop(self._worker, None)

@@ -88,7 +88,7 @@ class Relay:
 
     def _send(self, connection: EngineConnection) -> None:
         self._connection = connection
-        connection.relay = self
+        connection.holder = self
         exchange, upstream = self._exchange, self._upstream
         served = upstream.spec.served_model or self.placement.model
         asks_usage = exchange.body.include_usage is None and not upstream.no_stream_options

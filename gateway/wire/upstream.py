@@ -11,13 +11,10 @@ import ipaddress
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from gateway.core.flow import Endpoint, InstanceSpec
-
-if TYPE_CHECKING:
-    from gateway.wire.relay import Relay
 
 PATHS: dict[Endpoint, bytes] = {
     Endpoint.CHAT: b"/v1/chat/completions",
@@ -29,15 +26,22 @@ PATHS: dict[Endpoint, bytes] = {
 RESOLVE_EVERY_S = 10.0
 
 
-class EngineConnection(asyncio.Protocol):
-    """One connection. `relay` is whoever has it now; None while it is idle in its pool."""
+class Holder(Protocol):
+    """Who has a connection: relay.Relay, or probe.py's."""
 
-    __slots__ = ("closed", "held", "idle_since_s", "paused", "relay", "transport", "upstream", "used")
+    def received(self, data: bytes) -> None: ...
+    def upstream_lost(self) -> None: ...
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection. `holder` is whoever has it now; None while it is idle in its pool."""
+
+    __slots__ = ("closed", "held", "holder", "idle_since_s", "paused", "transport", "upstream", "used")
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.relay: Relay | None = None
+        self.holder: Holder | None = None
         self.idle_since_s = 0.0
         self.used = False  # has carried a request before: an engine may be closing it at this very moment
         self.closed = False
@@ -49,9 +53,9 @@ class EngineConnection(asyncio.Protocol):
         self.upstream.open_count += 1
 
     def data_received(self, data: bytes) -> None:
-        relay = self.relay
-        if relay is not None:
-            relay.received(data)
+        holder = self.holder
+        if holder is not None:
+            holder.received(data)
         else:
             self.abort()  # bytes that nobody asked for
 
@@ -61,16 +65,16 @@ class EngineConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.upstream.open_count -= 1
         self.closed = True
-        relay = self.relay
-        if relay is not None:
-            self.relay = None
-            relay.upstream_lost()
+        holder = self.holder
+        if holder is not None:
+            self.holder = None
+            holder.upstream_lost()
         else:
             self.upstream.forget(self)
 
     def give_back(self, now_s: float) -> None:
         """After a clean end: ready for the next request."""
-        self.relay = None
+        self.holder = None
         if self.closed or self.transport.is_closing():
             return
         if self.paused or self.held:
@@ -113,7 +117,7 @@ class EngineConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close now, whatever is under way: this is how an engine learns that nobody waits any more."""
-        self.relay = None
+        self.holder = None
         self.closed = True
         self.transport.abort()
 
@@ -148,15 +152,21 @@ class Upstream:
         self._opening: set[asyncio.Task[None]] = set()
         named = f"[{self.host}]" if ":" in self.host else self.host
         host = f"{named}:{parts.port}" if parts.port else named
-        fixed = f"host: {host}\r\nuser-agent: {user_agent}\r\ncontent-type: application/json\r\n"
+        fixed = f"host: {host}\r\nuser-agent: {user_agent}\r\n"
         if api_key:
             fixed += f"authorization: Bearer {api_key}\r\n"
-        base = parts.path.rstrip("/").encode()
+        self._fixed = fixed.encode()
+        base = self._base = parts.path.rstrip("/").encode()
         self._heads: dict[Endpoint, bytes] = {
-            endpoint: b"POST " + base + path + b" HTTP/1.1\r\n" + fixed.encode() for endpoint, path in PATHS.items()
+            endpoint: b"POST " + base + path + b" HTTP/1.1\r\ncontent-type: application/json\r\n" + self._fixed
+            for endpoint, path in PATHS.items()
         }
         if api_key:  # Anthropic's protocol has a field of its own
             self._heads[Endpoint.MESSAGES] += f"x-api-key: {api_key}\r\n".encode()
+
+    def get(self, path: str) -> bytes:
+        """A whole request for a page, "/health" or so."""
+        return b"GET %b%b HTTP/1.1\r\n%b\r\n" % (self._base, path.encode(), self._fixed)
 
     def head(self, endpoint: Endpoint) -> bytes:
         """A request's head up to the fields that differ between requests; no blank line."""

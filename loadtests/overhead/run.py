@@ -87,12 +87,8 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time so far."""
-    ticks = 0
-    for one in tree(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """User and system time so far, to the microsecond (/proc counts in hundredths of a second)."""
+    return sum(time.clock_gettime((~one << 3) | 2) for one in tree(pid))  # CLOCK_PROCESS_CPUTIME_ID of another process
 
 
 def command(name: str, folder: Path, port: int, engine: int) -> list[str]:

@@ -9,8 +9,10 @@ import pytest
 
 from gateway.classify.apps import App
 from gateway.classify.model import KINDS, ModelError
-from gateway.classify.second import MOST_SENTENCES, PLACES, SHIPPED, Head, Second, sentences
+from gateway.classify.second import ARRAYS, MOST_SENTENCES, PLACES, SHIPPED, Head, Second, sentences
 from gateway.classify.text import LAST, SYSTEM
+from gateway.classify.training.next_requests import believed
+from tests.classify.test_train import data, run
 
 CHAT, TRANSLATION, SUMMARY = (KINDS.index(kind) for kind in ("chatbot", "translation", "summary"))
 
@@ -144,3 +146,28 @@ def test_callers_without_a_text_of_their_own_are_judged_one_by_one() -> None:
     app.is_advised(sure_of(TRANSLATION))
     alone = sure_of(CHAT, 0.5)
     assert app.look(alone, named=False) is alone
+
+
+# ---- how it is made
+
+
+def test_a_head_is_trained_and_judged_beside_the_look_and_the_same_again(tmp_path: Path) -> None:
+    options = [str(data(tmp_path)), "--second", "--epochs", "20", "--no-rivals", "--json"]
+    report = run(*options, "--folds", "2", "--out", str(tmp_path / "one.npz"))
+    assert set(report["figures"]["held out by family"]) == {"learned", "second opinion", "both"}
+    assert report["figures"]["held out by family"]["second opinion"]["accuracy"] > 0.5
+    run(*options, "--folds", "2", "--out", str(tmp_path / "again.npz"))
+    one, again = (Head.load(tmp_path / name) for name in ("one.npz", "again.npz"))
+    assert one.temperature == again.temperature
+    for name in ARRAYS:
+        assert np.array_equal(getattr(one, name), getattr(again, name))
+
+
+def test_an_applications_next_requests_are_what_is_judged() -> None:
+    look = np.array([[0.4 if k == CHAT else 0.1 for k in range(len(KINDS))]] * 4)
+    opinion = np.array([sure_of(TRANSLATION)] * 4)
+    asked, alone = believed([[0, 1], [2, 3]], look, None)
+    _, both = believed([[0, 1], [2, 3]], look, opinion)
+    assert asked == [1, 3]
+    assert alone.argmax(1).tolist() == [CHAT] * 2
+    assert both.argmax(1).tolist() == [TRANSLATION] * 2

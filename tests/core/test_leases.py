@@ -96,3 +96,46 @@ def test_the_limit_others_have_found_is_taken_over_within_its_bounds() -> None:
     assert core.fleet.by_id[A].limit == 2
     core.leased([Lease(A, 1, limit=99)], 10.0)
     assert core.fleet.by_id[A].limit == 4
+
+
+def test_a_request_waits_for_the_lease_of_a_free_slot_where_it_is_served_best() -> None:
+    core = core_with(instance("cost/a", tier="cost", limit=4), instance(limit=8))
+    core.leased([Lease("cost/a", 4), Lease(A, 0, spare=8)], 10.0)
+    ask = request()
+    assert not started(core.arrived(ask, tag(0), 10.0))
+    assert core.fleet.short
+    ticket = core.trails.of(ask.request_id)
+    assert ticket is not None
+    assert [step[1] for step in ticket.trail] == ["leasing"]
+    [start] = started(core.leased([Lease(A, 1, spare=7)], 10.001))
+    assert start.placement.instance_id == A
+
+
+def test_a_slot_that_turns_out_to_be_taken_is_not_waited_for() -> None:
+    core = core_with(instance("cost/a", tier="cost", limit=4), instance(limit=8))
+    core.leased([Lease("cost/a", 4), Lease(A, 0, spare=8)], 10.0)
+    core.arrived(request(), tag(0), 10.0)
+    [start] = started(core.leased([Lease(A, 0, spare=0)], 10.001))
+    assert start.placement.instance_id == "cost/a"
+
+
+def test_a_slot_that_others_wait_for_is_told_of_when_it_frees() -> None:
+    core = core_with(instance(limit=8))
+    core.leased([Lease(A, 2)], 10.0)
+    [start] = started(core.arrived(request(), tag(3), 10.0))
+    core.fleet.by_id[A].owed = True
+    assert not core.fleet.short
+    core.finished(start.placement, completed(), 10.1)
+    assert core.fleet.short
+
+
+def test_what_others_run_weighs_as_much_as_what_we_run() -> None:
+    core = core_with(instance(limit=8))
+    shared = core.fleet.by_id[A]
+    core.fleet.others(shared, 2, 0, 500, 0.25, 0.02)
+    assert (shared.stake_per_s, shared.tightest_itl_s) == (0.25, 0.02)
+    [start] = started(core.arrived(request(), tag(4), 10.0))
+    core.finished(start.placement, completed(), 10.1)
+    assert (shared.stake_per_s, shared.tightest_itl_s) == (0.25, 0.02)
+    core.fleet.others(shared, 0, 0, 0)
+    assert (shared.stake_per_s, shared.tightest_itl_s) == (0.0, float("inf"))

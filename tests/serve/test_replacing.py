@@ -106,6 +106,18 @@ def test_nobody_notices_that_all_workers_are_replaced_under_load(gateway: Proces
     assert completed(gateway) == sum(load.done.values())  # what those that left had counted, too
 
 
+def test_what_became_of_a_request_can_be_explained_after_its_worker_was_replaced(gateway: Process, engine: Held) -> None:
+    engine.end.set()
+    ids = [ask(gateway).headers["x-request-id"] for _ in range(30)]
+    before = pids(gateway)
+    assert httpx.post(f"{gateway.admin}/admin/restart", timeout=60.0).json()["ok"]
+    until(lambda: not [pid for pid in before if alive(pid)], 20.0)
+    for request_id in ids:
+        story = httpx.get(f"{gateway.admin}/admin/requests/{request_id}").json()
+        assert (story["request_id"], story["steps"][-1]["got"]["result"]) == (request_id, "completed")
+    assert httpx.get(f"{gateway.admin}/admin/requests/unknown").status_code == 404
+
+
 def test_a_signal_replaces_workers_and_long_answers_end_where_they_began(gateway: Process, engine: Held) -> None:
     engine.end.clear()
     before, restarts, count = pids(gateway), told(gateway)["restarts"]["upgrade"], completed(gateway)

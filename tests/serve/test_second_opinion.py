@@ -19,12 +19,16 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from gateway.classify.apps import App
 from gateway.cli.train import command as train
 from gateway.config.load import ConfigError, of_settings
-from gateway.config.settings import Settings
+from gateway.config.settings import Limits, Settings
+from gateway.core.flow import Endpoint
+from gateway.openai import body as bodies
 from gateway.serve import adviser as advisers
 from gateway.serve.adviser import Adviser
 from gateway.serve.link import LinkError
+from gateway.serve.second_opinion import MOST_ASKED, SecondOpinion
 from tests.conftest import MODEL, Place, Process, until
 from tests.serve.conftest import alive, children, metrics, together
 
@@ -138,7 +142,7 @@ def test_the_process_steps_back_and_when_it_dies_there_is_another_one(gateway: P
     until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 1, PATIENT_S)
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
     os.kill(pid, signal.SIGKILL)
-    until(lambda: metrics(gateway)["slo_gateway_second_opinion_up"] == 0)
+    until(lambda: not alive(pid))
     assert asked(gateway, 0)[0]  # requests go on
     other = until(lambda: adviser_of(gateway), PATIENT_S)
     assert other != pid
@@ -205,5 +209,21 @@ def test_too_many_questions_are_dropped_and_an_odd_one_tells_nothing_of_itself(m
             await adviser.stop()
         assert [one is None for one in told] == [False] * 3 + [True] * 2
         assert adviser.pid == 0
+
+    asyncio.run(run())
+
+
+def test_a_flood_of_new_applications_is_not_asked_about() -> None:
+    raw = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+    body = bodies.read(raw, Endpoint.CHAT, Limits())
+
+    async def run() -> None:
+        adviser = Adviser()
+        second = SecondOpinion(adviser, asyncio.get_running_loop())
+        for _ in range(MOST_ASKED + 8):
+            second.about(App(), body)
+        assert second.ended == {"agreed": 0, "changed": 0, "dropped": 8, "failed": 0}
+        second.stop()
+        await adviser.stop()
 
     asyncio.run(run())

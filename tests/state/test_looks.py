@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.state.looks import again, ended
+from gateway.state.looks import Bell, again, ended
 from gateway.state.store import StoreError
 
 
@@ -46,5 +46,24 @@ def test_a_loop_ends_although_a_look_took_its_cancellation_for_something_else() 
         await asyncio.wait_for(ended([task]), 5.0)
         assert task.done()
         assert len(swallowed) == 1
+
+    asyncio.run(run())
+
+
+def test_a_bell_ends_the_pause_before_a_look_and_is_heard_by_who_comes_later() -> None:
+    async def run() -> None:
+        looked = asyncio.Event()
+        bell = Bell()
+
+        async def look() -> None:
+            looked.set()
+
+        task = asyncio.ensure_future(again(1000.0, "a test", look, bell))
+        for _ in range(3):
+            bell.ring()  # also while nobody waits for it
+            await asyncio.wait_for(looked.wait(), 5.0)
+            looked.clear()
+        await ended([task])
+        assert task.cancelled()
 
     asyncio.run(run())

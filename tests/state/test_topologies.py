@@ -4,6 +4,8 @@ lose a server. Whatever is lost, the state is back soon after somebody else has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -170,6 +172,25 @@ def test_a_cluster_that_loses_the_node_with_our_keys_goes_on_with_its_replica(bi
         using(cluster.url(), test, timeout_s=0.2)
         # Who begins now, with the lost one first in its address, gets past it.
         using(cluster.url(), lambda store: back(lambda: everything(store), 2.0), timeout_s=0.2)
+
+
+def test_a_cluster_that_does_not_answer_leaves_no_connections_behind(binary: str, tmp_path: Path) -> None:
+    cluster = Cluster(binary, tmp_path, NAMES.slots)
+
+    async def test(store: Store) -> None:
+        left: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context))
+        await back(lambda: everything(store))
+        for node in cluster.nodes:
+            node.pause()
+        for _ in range(10):
+            with contextlib.suppress(StoreError):
+                await store.get(NAMES.slots)
+        gc.collect()
+        assert left == []
+
+    with ending(cluster):
+        using(cluster.url(), test, timeout_s=0.1)
 
 
 def test_a_cluster_that_loses_another_node_is_not_our_business(binary: str, tmp_path: Path) -> None:

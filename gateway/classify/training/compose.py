@@ -2,7 +2,8 @@
 
 What is learnt from rows alone is learnt by their accidents: that translations are short, that questions come last, that a system text
 settles it. Here every kind meets every length, place, wrapping and tone. The bank is a file of instruction lines by kind and language,
-system texts, and words to fill in; the texts are the documents beside the rows, and code that rows hold.
+system texts with the rules they go on with, what people say beside, and words to fill in; the texts are the documents beside the rows, and
+code that rows hold.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gateway.predict.prompts import TOKENS_PER_BYTE
 Request = dict[str, Any]
 BOUNDARY_TOKENS = (5_900, 6_476, 7_400)  # rows between the first and the last would say nothing clear
 BARE_RATIO = 0.07  # of requests that are no code go to the completions endpoint, as one text
+ASIDE_RATIO = 0.15
 GIVEN = ("translation", "summary", "document")
 CODE_KINDS = ("code_completion", "code_generation")
 
@@ -48,6 +50,10 @@ _QUESTION_AROUND = (
     "[1] {t}\n\n[2] {u}\n\nQuery: {i}", "Passage: {t}\nQuestion: {i}\nAnswer:", "Q: {i}\n\nSources:\n{t}\n\n{u}",
     "Document 1:\n{t}\n\nDocument 2:\n{u}\n\n{i}", "<context>{t}</context>\n<question>{i}</question>",
     "Search results:\n1. {t}\n2. {u}\n\nUser question: {i}",
+)  # fmt: skip
+_HEADINGS = (
+    "Source {n}:\n", "[{n}] ", "--- file_{n}.txt ---\n", "Document {n}\n", "## Chapter {n}\n", "=== p. {n} ===\n", "EXHIBIT {n}\n\n",
+    "<doc id={n}>\n", "{n}. ", "Part {n}:\n",
 )  # fmt: skip
 _NOTES_AROUND = (
     "{t}\n\n{i}", "{i}\n\n{t}", "{i}\n{t}", "Facts:\n{t}\n{i}", "{i}\n\nNotes:\n{t}", "Details:\n{t}\n\n{i}", "{i} {t}", "{t} {i}",
@@ -88,6 +94,7 @@ class Bank:
             self.notes: list[str] = said["notes"]
             self.rules: list[str] = said["rules"]
             self.holders: list[str] = said["holders"]
+            self.asides: list[str] = said["asides"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path} is not a bank of instructions: {error!r}") from None
         self.documents = [text for text in documents if len(text) > 300]
@@ -194,7 +201,14 @@ class Composer:
         others = [language for language in lines if language != "en"]
         language = "en" if not others or self.chance.random() < 0.7 else self.chance.choice(others)
         line = self._fill(self.chance.choice(lines[language]), text)
-        return self._dressed(line) if language == "en" else line
+        return self._with_aside(self._dressed(line)) if language == "en" else line
+
+    def _with_aside(self, line: str) -> str:
+        """People say more than what is to be done."""
+        if self.chance.random() >= ASIDE_RATIO:
+            return line
+        aside = self._fill(self.chance.choice(self.bank.asides))
+        return self.chance.choice((f"{aside} {line}", f"{line} {aside}", f"{aside}\n{line}", f"{line}\n{aside}"))
 
     def _system(self, kind: str) -> str | None:
         chance = self.chance
@@ -232,10 +246,12 @@ class Composer:
         luck = self.chance.random()
         octave = self.chance.uniform(6, 10) if luck < 0.4 else self.chance.uniform(9, 14) if luck < 0.8 else self.chance.uniform(14.9, 17)
         chars = int(2**octave)
-        text = self.chance.choice(self.bank.documents)
+        heading = self.chance.choice(_HEADINGS) if self.chance.random() < 0.5 else ""
+        text, number = heading.format(n=1) + self.chance.choice(self.bank.documents), 1
         while len(text) < chars:
-            text += "\n\n" + self.chance.choice(self.bank.documents)
-        return self._clip(text, chars)
+            number += 1
+            text += "\n\n" + heading.format(n=number) + self.chance.choice(self.bank.documents)
+        return text[:chars] if heading else self._clip(text, chars)
 
     def _notes(self) -> str:
         """What somebody has to write a text from: facts, points, or a sentence."""
@@ -256,6 +272,14 @@ class Composer:
             at = chance.randrange(max(len(words) - 4, 1))
             facts.append(start + fact + chance.choice((": ", ": ", " = ", " - ")) + " ".join(words[at : at + chance.randrange(1, 5)]))
         return "\n".join(facts)
+
+    def _choices(self, text: str) -> str:
+        """Answers to choose from, which push the question away from the end."""
+        chance = self.chance
+        names = sorted(set(_NAME.findall(text[:20_000]))) or self.bank.fill["x"]
+        heading = chance.choice(("Choices:", "Options:", "Candidates:", "Answers:", ""))
+        mark = chance.choice(("- ", "* ", "", " - "))
+        return "\n" + "\n".join([heading, *(mark + name for name in chance.sample(names, min(len(names), chance.randrange(3, 25))))])
 
     def _code(self, chars: int) -> str:
         text = self.chance.choice(self.bank.code)
@@ -298,6 +322,8 @@ class Composer:
         line = self._instruction(kind, text)
         luck = chance.random()
         if kind == "document" and luck < 0.4:
+            if chance.random() < 0.25:
+                line += self._choices(text)
             return [_user(chance.choice(_QUESTION_AROUND).format(i=line, t=text, u=self._text()[: len(text)]))]
         if luck < 0.74:
             return [_user(chance.choice(_AROUND).format(i=line, t=text))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, cos, pi
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 from gateway.classify.model import Floats
 from gateway.classify.second import VECTOR, Encode, Head, directions, encoder, sentences
 from gateway.classify.text import glance
-from gateway.classify.training.judge import best_temperature, shares_of
+from gateway.classify.training.fit import LEAST_STEPS
+from gateway.classify.training.judge import best_temperature, figures, judged, shares_of
 from gateway.classify.training.net import softmax
+from gateway.classify.training.next_requests import believed, made_of_families, of_one_text
 from gateway.classify.training.rows import Labelled
 from gateway.classify.training.second_net import BATCH, RATE, SecondNet, Seen
 from gateway.classify.training.trial import Trial
+from gateway.classify.verdict import Judge
 
 AT_ONCE = 256  # sentences that the model reads at once
 FITTED = "second opinion"
@@ -41,6 +45,7 @@ class SecondTrial(Trial):
 
     _read: Read | None = None
     _at: dict[int, int] = field(default_factory=dict)  # of each labelled row, by id, its place in `_read`
+    _probabilities: tuple[Floats, Floats] | None = None  # the look's and the second opinion's, as judged last
     second_temperature: float = 1.0
 
     def read(self) -> Read:
@@ -61,9 +66,30 @@ class SecondTrial(Trial):
                 second[at] = head.scores(row.vectors, row.places)
         kinds, shares = np.array([row.kind for row in self.rows]), shares_of(self.rows, self.share)
         self.second_temperature = best_temperature(second, kinds, shares)
-        temperatures = ((scores["learned"], best_temperature(scores["learned"], kinds, shares)), (second, self.second_temperature))
-        scores[BOTH] = sum((np.log(softmax(one / t) + 1e-6) for one, t in temperatures), np.zeros_like(second))
+        look = softmax(scores["learned"] / best_temperature(scores["learned"], kinds, shares))
+        opinion = softmax(second / self.second_temperature)
+        scores[BOTH] = np.log(look + 1e-6) + np.log(opinion + 1e-6)
+        self._probabilities = look, opinion
         return scores
+
+    def report(self, fold_count: int, across: bool) -> tuple[dict[str, Any], float]:
+        told, temperature = super(SecondTrial, self).report(fold_count, across)
+        assert self._probabilities is not None
+        look, opinion = self._probabilities
+        judge = Judge(self.catalog, self.costs, "chatbot")
+        for title, applications in (
+            ("of one family and kind", made_of_families(self.rows)),
+            ("of one system text", of_one_text(self.rows)),
+        ):
+            if not applications:
+                continue
+            contenders = {}
+            for name, second in (("learned", None), (BOTH, opinion)):
+                asked, answers = believed(applications, look, second)
+                rows = [self.rows[index] for index in asked]
+                contenders[name] = figures(judged(rows, np.log(answers + 1e-9), 1.0, judge), self.catalog, self.costs).told()
+            told[f"next requests of {len(applications)} applications {title}"] = contenders
+        return told, temperature
 
     def fitted(self, rows: Sequence[Labelled], what: str) -> Head:
         """To these rows and the composed ones."""
@@ -75,11 +101,12 @@ class SecondTrial(Trial):
         chance = np.random.default_rng(self.seed)
         net = SecondNet(chance)
         epochs = self.recipe.epochs
-        steps, step = epochs * ceil(len(every) / BATCH), 0
+        batch = min(BATCH, max(len(every) // LEAST_STEPS, 8))
+        steps, step = epochs * ceil(len(every) / batch), 0
         for epoch in range(epochs):
             drawn = chance.choice(len(every), len(every), p=shares / shares.sum())
-            for begin in range(0, len(every), BATCH):
-                chosen = drawn[begin : begin + BATCH]
+            for begin in range(0, len(every), batch):
+                chosen = drawn[begin : begin + batch]
                 net.learn([seen[i] for i in chosen], kinds[chosen], RATE * 0.5 * (1 + cos(pi * step / steps)))
                 step += 1
             self.progress(f"second opinion, {what}", epoch + 1, epochs)
