@@ -148,7 +148,9 @@ def test_an_application_that_tagged_itself_in_the_log_is_known_by_its_first_unta
     )
     told = Model.load(words=MODEL.words)
     told.notes["applications"] = [["anonymous", body.app, {"translation": 40}]]
-    assert Site(told).ask("Record 17: lamps, two, blue.", system).use_case == "translation"
+    text = "The lamps are blue and come on Tuesday."
+    assert Site().ask(text, system).use_case != "translation"
+    assert Site(told).ask(text, system).use_case == "translation"
 
 
 def test_a_sites_mix_moves_what_is_unclear() -> None:
