@@ -336,17 +336,18 @@ class Core:
         if not queues.waiting:
             return actions
         urgency = self.policy.urgency
-        open_lanes = [lane for lane in queues.lanes if lane.requests]
-        while open_lanes:
-            heads = [(lane, lane.heads(LOOK_AHEAD)) for lane in open_lanes]
-            heads = [(lane, tickets) for lane, tickets in heads if tickets]
-            if not heads:
-                break
-            lane, tickets = min(heads, key=lambda entry: urgency(entry[1][0], now_s)) if len(heads) > 1 else heads[0]
-            if not self._serve_lane(lane, tickets, now_s, actions):
-                open_lanes = [other for other, _ in heads if other is not lane]
+        heads = [(lane, tickets) for lane in queues.lanes if lane.requests and (tickets := lane.heads(LOOK_AHEAD))]
+        while heads:
+            at = 0
+            if len(heads) > 1:
+                urgencies = [urgency(tickets[0], now_s) for _, tickets in heads]
+                at = urgencies.index(min(urgencies))
+            lane, tickets = heads[at]
+            # What becomes of one lane changes no other's heads.
+            if self._serve_lane(lane, tickets, now_s, actions) and (tickets := lane.heads(LOOK_AHEAD)):
+                heads[at] = lane, tickets
             else:
-                open_lanes = [other for other, _ in heads]
+                del heads[at]
         if queues.late.requests:
             while True:
                 tickets = queues.late.heads(LOOK_AHEAD)

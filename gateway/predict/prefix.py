@@ -35,7 +35,8 @@ class Warmth:
             matched += 1
         if not matched:
             return 0.0
-        return min(matched * BLOCK_TOKENS, prompt_tokens - 1) * self.trust_ratio
+        known = matched * BLOCK_TOKENS
+        return (known if known < prompt_tokens else prompt_tokens - 1) * self.trust_ratio
 
     def sent(self, hashes: tuple[int, ...]) -> None:
         """It is reading this prompt."""

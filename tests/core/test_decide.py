@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
+from gateway import policies
+from gateway.core.decide import Core
 from gateway.core.flow import CoreSettings, Degrade, FailReason, Mode, QueueLimits, Refuse, RefuseReason, Start
 from gateway.core.trail import tell
+from gateway.predict.predictor import LearningPredictor
 from tests.core.conftest import MODEL, completed, core_with, instance, request, settings, tag
 
 
@@ -253,3 +258,24 @@ def test_a_decision_can_be_told_afterwards() -> None:
     assert [step["what"] for step in second["steps"]] == ["weighed", "refused"]
     assert second["steps"][1]["reason"] == "cannot_meet_slo"
     assert core.trails.of("unknown") is None
+
+
+@pytest.mark.parametrize("policy", ["headroom", "best_value"])
+def test_what_one_decision_considered_is_not_told_of_another(policy: str) -> None:
+    core = Core(settings(mode=Mode.OBSERVE), policies.load(policy)(Random(0)), LearningPredictor({}))
+    core.instances_changed([instance()], 0.0)
+    [first] = core.arrived(request("first"), tag(0), 10.0)
+    core.arrived(request("nowhere"), tag(0), 10.0)  # full: it starts all the same, and nothing was there to consider
+    core.finished(first.placement, completed(), 10.1)
+    core.finished(core.trails.of("nowhere").placement, completed(), 10.2)
+    core.arrived(request("third", arrived_at_s=10.3), tag(0), 10.3)
+    considered = {name: len(tell(core.trails.of(name))["steps"][0].get("candidates", [])) for name in ("first", "nowhere", "third")}
+    assert considered["nowhere"] == 0
+    assert considered["first"] >= 1 <= considered["third"]
+
+
+def test_of_two_requests_under_one_id_the_later_is_told() -> None:
+    core = core_with(instance(limit=2))
+    core.arrived(request("same", prompt_tokens=10), tag(0), 10.0)
+    core.arrived(request("same", prompt_tokens=20), tag(0), 10.0)
+    assert tell(core.trails.of("same"))["prompt_tokens"] == 20

