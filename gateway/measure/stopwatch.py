@@ -164,23 +164,20 @@ class Stopwatch:
 
 def outcome_of(placement: Placement, watch: Stopwatch, usage: Mapping[str, int] | None, now_s: float) -> Outcome:
     """What a request that ends now has got, as a completed one; `usage` is the engine's own count, None = it told none."""
-    watch.tell(placement)
     request = placement.ticket.request
+    arrived_at_s = request.arrived_at_s
     prompt_tokens, cached_tokens, output_tokens = request.prompt_tokens, 0, watch.deltas
     if usage:
         prompt_tokens = usage.get("prompt_tokens", prompt_tokens)
         cached_tokens = usage.get("cached_tokens", 0)
         output_tokens = usage.get("output_tokens", output_tokens)
-    streamed = request.stream and watch.deltas > 0
+    ttft_s = tpot_s = itl_p95_s = None
+    if watch.deltas:
+        watch.tell(placement)
+        if request.stream:
+            ttft_s, tpot_s, itl_p95_s = watch.first_at_s - arrived_at_s, watch.tpot_s(output_tokens), watch.itl_p95_s()
+    # In the order of its fields: names would cost half a microsecond.
     return Outcome(
-        result=Result.COMPLETED,
-        queue_s=placement.started_at_s - request.arrived_at_s,
-        ttft_s=watch.first_at_s - request.arrived_at_s if streamed else None,
-        tpot_s=watch.tpot_s(output_tokens) if streamed else None,
-        itl_p95_s=watch.itl_p95_s() if streamed else None,
-        e2e_s=now_s - request.arrived_at_s,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
-        tokens_estimated=not usage,
-    )
+        Result.COMPLETED, None, None, 200, placement.started_at_s - arrived_at_s, ttft_s, tpot_s, itl_p95_s, now_s - arrived_at_s,
+        prompt_tokens, cached_tokens, output_tokens, not usage,
+    )  # fmt: skip

@@ -364,7 +364,7 @@ def _recognise(body: Body, prompt: memoryview) -> None:
 
 def _app_of(start: bytes) -> int:
     """The fingerprint of the system text that messages begin with, the user's words left out; 0 when they begin with none."""
-    if b'"system"' not in start[:200] and b'"developer"' not in start[:200]:
+    if start.find(b'"system"', 0, 200) < 0 and start.find(b'"developer"', 0, 200) < 0:
         return 0
     user = start.find(b'"user"')
     return crc32(start[:user] if user > 0 else start) | 1
