@@ -175,7 +175,8 @@ class RedisStore:
             await self._lost_a_node(asked)
             raise self.health.failed(f"no answer within {self._timeout_s * 1000:.0f} ms") from None
         except (RedisError, RedisClusterException, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            # RedisClusterException is no RedisError. And not only redis-py's own: an answer that is not Redis at all ends in whatever its parser stumbled over.
+            # RedisClusterException is no RedisError. And not only redis-py's own: an answer that is not Redis at all ends in whatever its
+            # parser stumbled over.
             if not isinstance(error, ResponseError) or isinstance(error, ClusterDownError):
                 await self._lost_a_node(asked)
             raise self.health.failed(_reason(error)) from None
