@@ -17,7 +17,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterDownError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, NoScriptError, RedisClusterException, RedisError, ResponseError
 
 from gateway.config.state_url import StateAddress, StateKind
 from gateway.state.store import Arg, Health
@@ -174,8 +174,9 @@ class RedisStore:
         except TimeoutError:
             await self._lost_a_node(asked)
             raise self.health.failed(f"no answer within {self._timeout_s * 1000:.0f} ms") from None
-        except (RedisError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            # Not only redis-py's own: an answer that is not Redis at all ends in whatever its parser stumbled over.
+        except (RedisError, RedisClusterException, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            # RedisClusterException is no RedisError. And not only redis-py's own: an answer that is not Redis at all ends in whatever its
+            # parser stumbled over.
             if not isinstance(error, ResponseError) or isinstance(error, ClusterDownError):
                 await self._lost_a_node(asked)
             raise self.health.failed(_reason(error)) from None
@@ -188,7 +189,7 @@ class RedisStore:
         if self._cluster is not None and asked is self._client:
             known = {(node.host, int(node.port)): None for node in asked.get_nodes()}
             self._client = self._cluster({**known, **dict.fromkeys(self._hosts)})
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
+            with contextlib.suppress(RedisError, RedisClusterException, OSError, TimeoutError):
                 await asked.aclose()
                 # Of one that had not found its way yet that closes nothing.
                 await asked.nodes_manager.aclose("startup_nodes")

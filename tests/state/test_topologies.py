@@ -193,6 +193,18 @@ def test_a_cluster_that_does_not_answer_leaves_no_connections_behind(binary: str
         using(cluster.url(), test, timeout_s=0.1)
 
 
+def test_a_cluster_of_which_nothing_is_left_is_told_as_any_lost_server_is(binary: str, tmp_path: Path) -> None:
+    cluster = Cluster(binary, tmp_path, NAMES.slots)
+
+    async def test(store: Store) -> None:
+        for _ in range(3):
+            with pytest.raises(StoreError):
+                await store.get(NAMES.slots)
+
+    cluster.kill()
+    using(cluster.url(), test, timeout_s=1.0)
+
+
 def test_a_cluster_that_loses_another_node_is_not_our_business(binary: str, tmp_path: Path) -> None:
     cluster = Cluster(binary, tmp_path, NAMES.slots)
 
