@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from hashlib import sha1
+from time import monotonic
 from typing import Any, TypeVar
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SSLConnection, UnixDomainSocketConnection
@@ -24,6 +25,8 @@ from gateway.state.store import Arg, Health
 
 AT_ONCE = 16  # windows read in one go, so that an answer stays small against the timeout
 CONNECTIONS = 4
+# A Cluster that does not answer is asked anew for its nodes at most this often: to find one's way costs as much as fifty calls.
+ANEW_S = 0.5
 # Told apart from "no such key" by nobody: whatever stands under our name and is not ours is overwritten.
 _FOREIGN = "WRONGTYPE"
 
@@ -62,6 +65,7 @@ class RedisStore:
         }
         self._sentinel: Sentinel | None = None
         self._cluster: Callable[[Iterable[tuple[str, int]]], RedisCluster] | None = None
+        self._asked_anew_at_s = -ANEW_S
         self._hosts: tuple[tuple[str, int], ...] = ()
         self._client: Any
         match address.kind:
@@ -186,7 +190,9 @@ class RedisStore:
     async def _lost_a_node(self, asked: Any) -> None:
         """Of a Cluster: the next call asks those that are left who has our keys. redis-py would go on asking the one that is lost when
         it is silent and does not refuse."""
-        if self._cluster is not None and asked is self._client:
+        now_s = monotonic()
+        if self._cluster is not None and asked is self._client and now_s - self._asked_anew_at_s >= ANEW_S:
+            self._asked_anew_at_s = now_s
             known = {(node.host, int(node.port)): None for node in asked.get_nodes()}
             self._client = self._cluster({**known, **dict.fromkeys(self._hosts)})
             with contextlib.suppress(RedisError, RedisClusterException, OSError, TimeoutError):
