@@ -95,15 +95,24 @@ class RedisStore:
                 # A node that says nothing leaves time to ask another one who has our keys, and then that one.
                 options |= {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4}
                 secure = {"ssl": True, **tls} if address.tls else {}
-                self._cluster = lambda nodes: RedisCluster(
-                    startup_nodes=[ClusterNode(host, port) for host, port in nodes],
-                    require_full_coverage=False,  # one node has all our keys; that another is lost is nothing to us
-                    max_connections=CONNECTIONS,
-                    **secure,
-                    **options,
-                )
+                commands: _Commands | None = None
+
+                def cluster(nodes: Iterable[tuple[str, int]]) -> RedisCluster:
+                    nonlocal commands
+                    client = RedisCluster(
+                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],
+                        require_full_coverage=False,  # one node has all our keys; that another is lost is nothing to us
+                        max_connections=CONNECTIONS,
+                        **secure,
+                        **options,
+                    )
+                    commands = commands or _Commands(client.commands_parser)
+                    client.commands_parser = commands  # type: ignore[assignment]  # it answers to all that one does
+                    return client
+
+                self._cluster = cluster
                 self._hosts = address.hosts
-                self._client = self._cluster(address.hosts)
+                self._client = cluster(address.hosts)
 
     async def get(self, key: str) -> bytes | None:
         return await self._ask(lambda: self._get(key))
@@ -210,6 +219,24 @@ class RedisStore:
                     await sentinel.aclose()
         except (RedisError, OSError, TimeoutError):
             pass
+
+
+class _Commands:
+    """redis-py's table of commands, asked for once: it asks again whenever a node is lost, and reading the answer takes milliseconds in
+    which the loop does nothing else."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    async def initialize(self, node: ClusterNode | None = None) -> None:
+        """As redis-py calls it."""
+        if node is not None:
+            self._table.node = node
+        if not self._table.commands:
+            await self._table.initialize(node)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
 
 
 def _reason(error: Exception) -> str:
