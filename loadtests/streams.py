@@ -199,7 +199,7 @@ async def departures(given: argparse.Namespace, gateway: Gateway) -> dict[str, f
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.3)
         metrics = (await client.get(f"{gateway.admin}/metrics")).text
-        connections = float(re.search(r"^slo_gateway_connections (\S+)", metrics, re.MULTILINE)[1])
+        connections = float(re.search(r"^slo_gateway_connections(?:{[^}]*})? (\S+)", metrics, re.MULTILINE)[1])
     told: dict[str, float] = {"departures": len(took)}
     seen = sorted(one for _, one in took if one is not None)
     for stage in STAGES:
