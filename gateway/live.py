@@ -61,7 +61,7 @@ class Live:
 
     def ticket(self, request: Request, tag: Tag, waiting: Waiting) -> Ticket:
         """A place in line for a request, not taken yet."""
-        return self.core.ticket(request, tag, self.clock(), waiting)
+        return self.core.ticket(request, tag, waiting)
 
     def submit(self, ticket: Ticket) -> None:
         """It stands in line now; its handle may be told before this returns."""

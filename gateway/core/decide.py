@@ -68,7 +68,7 @@ class Core:
 
     # ---- requests
 
-    def ticket(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> Ticket:
+    def ticket(self, request: Request, tag: Tag, handle: object = None) -> Ticket:
         """A request with its deadlines. It stands nowhere yet."""
         class_ = self._classes.get(tag.experience_class)
         ticket = ticket_of(request, tag, class_, self.predictor, handle)
@@ -78,7 +78,7 @@ class Core:
 
     def arrived(self, request: Request, tag: Tag, now_s: float, handle: object = None) -> list[Action]:
         """`ticket` and `submit` in one."""
-        return self.submit(self.ticket(request, tag, now_s, handle), now_s)
+        return self.submit(self.ticket(request, tag, handle), now_s)
 
     def submit(self, ticket: Ticket, now_s: float) -> list[Action]:
         """A request arrives: it starts, waits, takes a looser class, or is refused."""
@@ -147,7 +147,7 @@ class Core:
 
     def _would_fit(self, request: Request, tag: Tag, now_s: float) -> bool:
         """Would one like this be let in if it came now?"""
-        ticket = self.ticket(replace(request, arrived_at_s=now_s), tag, now_s)
+        ticket = self.ticket(replace(request, arrived_at_s=now_s), tag)
         if not self._find_model(ticket):
             return False
         if not self.queues.ahead(ticket.model, tag.rank) and not self.policy.plain:

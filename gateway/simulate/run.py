@@ -254,7 +254,7 @@ class Simulation:
             prefix_hashes=job.hashes,
             may_degrade=job.may_degrade,
         )
-        ticket = self.core.ticket(request, tag, now_s, record)
+        ticket = self.core.ticket(request, tag, record)
         self._do(self.core.submit(ticket, now_s), now_s)
 
     def _machine(self, machine: Machine, now_s: float) -> None:

@@ -96,7 +96,7 @@ def test_a_policy_with_nowhere_to_go_says_so(policy: str) -> None:
     core = core_of(policy)
     for each in SPECS:
         core.instance_health(each.instance_id, False, 1.0)
-    ticket = core.ticket(made.request(), made.tag(2), 10.0)
+    ticket = core.ticket(made.request(), made.tag(2))
     ticket.model = made.MODEL
     assert isinstance(core.policy.place(ticket, core.fleet, 10.0), Verdict)
 

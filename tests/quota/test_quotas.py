@@ -27,7 +27,7 @@ def settings(*quotas: dict[str, Any] | None) -> Settings:
 
 
 def ticket(rank: int = 1, output_tokens: int = 50) -> Ticket:
-    return made.core_with(made.instance()).ticket(made.request(max_output_tokens=output_tokens), made.tag(rank), 10.0)
+    return made.core_with(made.instance()).ticket(made.request(max_output_tokens=output_tokens), made.tag(rank))
 
 
 def quotas(**quota: Any) -> tuple[Quotas, Clock]:

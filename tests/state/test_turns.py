@@ -30,7 +30,7 @@ class Side:
         for tenant, count in waiting.items():
             for _ in range(count):
                 request = made.request(arrived_at_s=0.0, tenant=tenant)
-                ticket = core.ticket(request, made.tag(1), 0.0)
+                ticket = core.ticket(request, made.tag(1))
                 self.queues.push(ticket)
 
     @property
