@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from gateway.config.load import ConfigError
 from gateway.core import trail
 from gateway.core.flow import SloTargets
 from gateway.openai.errors import ApiError
+from gateway.serve.version import version_view
 from gateway.state.history import MISSING_S
 from gateway.telemetry.exposition import render
 from gateway.telemetry.openmetrics import written
@@ -59,16 +59,7 @@ class WorkerViews:
         return time.monotonic()
 
     def version(self) -> VersionView:
-        settings = self._worker.loaded.settings
-        return VersionView(
-            version=gateway.__version__,
-            python=platform.python_version(),
-            mode=settings.mode.value,
-            policy=settings.policy,
-            started_unix_s=self._worker.started_unix_s,
-            uptime_s=time.time() - self._worker.started_unix_s,
-            config_hash=self._worker.loaded.digest,
-        )
+        return version_view(self._worker.loaded, self._worker.started_unix_s)
 
     def authorised(self, authorization: str | None) -> bool:
         try:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 
-import gateway
 from gateway.admin.views import (
     InstanceView,
     ModelView,
@@ -27,6 +24,7 @@ from gateway.admin.views import (
 from gateway.measure.attainment import CellKey
 from gateway.serve import merge
 from gateway.serve.link import LinkError
+from gateway.serve.version import version_view
 from gateway.telemetry.exemplars import ByHistogram, Exemplar
 from gateway.telemetry.exposition import written
 from gateway.telemetry.openmetrics import written as with_exemplars
@@ -166,16 +164,7 @@ class WholeViews:
     # ---- the supervisor itself
 
     def version(self) -> VersionView:
-        settings = self._supervisor.loaded.settings
-        return VersionView(
-            version=gateway.__version__,
-            python=platform.python_version(),
-            mode=settings.mode.value,
-            policy=settings.policy,
-            started_unix_s=self._supervisor.started_unix_s,
-            uptime_s=time.time() - self._supervisor.started_unix_s,
-            config_hash=self._supervisor.loaded.digest,
-        )
+        return version_view(self._supervisor.loaded, self._supervisor.started_unix_s)
 
     def authorised(self, authorization: str | None) -> bool:
         return False  # applications do not come here

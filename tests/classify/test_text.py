@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ def test_reading_from_both_ends_sees_what_decoding_sees(monkeypatch: pytest.Monk
     assert glance(body) == decoded
 
 
+SURROGATE = re.compile(r"(?<!\\)\\ud800")  # half a character, as JSON writes it
 TEXTS = st.text(max_size=40) | st.sampled_from(['"', "\\", '\\"', "}", '{"role":"user"}', "\ud800", "é" * 30, "\n"])
 PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "tool_use"]), "text": TEXTS})
 CONTENTS = (
@@ -114,11 +116,12 @@ MESSAGE = st.fixed_dictionaries(
 ODD = st.recursive(st.none() | st.booleans() | st.integers() | TEXTS, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
 
 
-def look(raw: bytes, endpoint: Endpoint) -> None:
+def looked_at(raw: bytes, endpoint: Endpoint) -> bool:
+    """What was seen is right; False when the API does not accept it."""
     try:
         body = bodies.read(raw, endpoint, Limits())
     except ApiError:
-        return  # the API does not accept it
+        return False
     seen = features(body, WORDS)
     assert len(seen.structure) == len(STRUCTURE)
     assert len(seen.starts) == len(seen.places) >= 1
@@ -128,6 +131,7 @@ def look(raw: bytes, endpoint: Endpoint) -> None:
     assert max(words) < WORDS.rows
     assert ((seen.places >= 0) & (seen.places < PLACES)).all()
     assert ((opened >= WORDS.rows) & (opened < WORDS.rows + OPENINGS)).all()
+    return True
 
 
 @given(st.lists(MESSAGE, max_size=5), st.sampled_from([Endpoint.CHAT, Endpoint.MESSAGES]), st.sampled_from([0, 64 * 1024]))
@@ -135,8 +139,11 @@ def look(raw: bytes, endpoint: Endpoint) -> None:
 def test_no_messages_are_too_odd(messages: list[Any], endpoint: Endpoint, decode_bytes: int) -> None:
     before, reading.DECODE_BYTES = reading.DECODE_BYTES, decode_bytes
     try:
-        look(json.dumps({"model": "m", "messages": messages}).encode(), endpoint)
-        look(json.dumps({"model": "m", "messages": messages, "tools": [], "system": messages}, ensure_ascii=True).encode(), endpoint)
+        told = [
+            looked_at(json.dumps({"model": "m", "messages": messages}).encode(), endpoint),
+            looked_at(json.dumps({"model": "m", "messages": messages, "tools": [], "system": messages}).encode(), endpoint),
+        ]
+        assert told == [not SURROGATE.search(json.dumps(messages))] * 2
     finally:
         reading.DECODE_BYTES = before
 
@@ -145,13 +152,16 @@ def test_no_messages_are_too_odd(messages: list[Any], endpoint: Endpoint, decode
 @settings(max_examples=150, deadline=None)
 def test_no_prompt_is_too_odd(value: Any, endpoint: Endpoint) -> None:
     name = {Endpoint.COMPLETIONS: "prompt", Endpoint.RESPONSES: "input", Endpoint.EMBEDDINGS: "input"}.get(endpoint, "messages")
-    look(json.dumps({"model": "m", name: value, "suffix": "x", "instructions": "i"}).encode(), endpoint)
+    accepted = isinstance(value, list) or name != "messages"
+    raw = json.dumps({"model": "m", name: value, "suffix": "x", "instructions": "i"})
+    assert looked_at(raw.encode(), endpoint) is (accepted and not SURROGATE.search(raw))
 
 
 @pytest.mark.parametrize("letters", ["a", "\u4e2d", "\\", '"', "\n", "\ud83d", "{["])
 def test_a_million_letters_without_a_space_are_looked_at(letters: str) -> None:
     text = letters * (1_000_000 // len(json.dumps(letters)))
-    look(json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode(), Endpoint.CHAT)
+    raw = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode()
+    assert looked_at(raw, Endpoint.CHAT) is (letters != "\ud83d")  # half a character is refused
 
 
 def test_words_that_are_not_known_are_those_they_begin_with() -> None:

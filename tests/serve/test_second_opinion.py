@@ -155,7 +155,7 @@ def test_the_process_ends_with_a_gateway_that_is_killed(place: Place, engine: st
     gateway = advised(place, engine, mistaken)
     pid = until(lambda: adviser_of(gateway), PATIENT_S)
     gateway.stop(signal.SIGKILL)
-    until(lambda: not alive(pid), PATIENT_S)
+    assert until(lambda: not alive(pid), PATIENT_S)
 
 
 def test_all_workers_ask_one_process(place: Place, engine: str, mistaken: Path) -> None:

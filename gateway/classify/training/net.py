@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gateway.classify.features import OPENINGS, PLACES, Features
 from gateway.classify.model import KINDS, SMOOTHING, Floats, Weights, in_steps
+from gateway.classify.training.adam import Adam
 
 Ints = NDArray[np.int64]
 
@@ -172,9 +173,7 @@ class Net:
         }
         self.openings = Rows(OPENINGS, d)
         self.own = Rows(len(counts), d)
-        self._m = {name: np.zeros_like(value) for name, value in self.p.items()}
-        self._v = {name: np.zeros_like(value) for name, value in self.p.items()}
-        self._steps = 0
+        self._adam = Adam(self.p)
 
     def learn(self, batch: Batch, wanted: Floats, rate: float) -> float:
         """One step towards `wanted` (requests x kinds, each adding up to 1). The loss before it."""
@@ -242,17 +241,9 @@ class Net:
 
     def _step(self, gradients: dict[str, Floats], openings: Ints, g_openings: Floats, words: Ints, g_words: Floats, rate: float) -> None:
         """Adam with decoupled decay."""
-        self._steps += 1
-        first, second = 1 - 0.9**self._steps, 1 - 0.999**self._steps
-        for name, gradient in gradients.items():
-            m, v, value = self._m[name], self._v[name], self.p[name]
-            m += 0.1 * (gradient - m)
-            v += 0.001 * (gradient * gradient - v)
-            if value.ndim == 2:
-                value *= 1.0 - rate * self.recipe.decay
-            value -= rate * (m / first) / (np.sqrt(v / second) + 1e-8)
-        self.openings.step(openings, g_openings, rate, self.recipe.opening_decay, self._steps)
-        self.own.step(words, g_words, rate * self.recipe.own_pace, self.recipe.own_decay, self._steps)
+        self._adam.step(gradients, rate, self.recipe.decay)
+        self.openings.step(openings, g_openings, rate, self.recipe.opening_decay, self._adam.steps)
+        self.own.step(words, g_words, rate * self.recipe.own_pace, self.recipe.own_decay, self._adam.steps)
 
     def places(self) -> tuple[Floats, Floats]:
         """What each place adds to a sentence (PLACES x width), and to the attention to it (PLACES x 1)."""

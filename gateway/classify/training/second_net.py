@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gateway.classify.model import KINDS, Floats
 from gateway.classify.second import PLACES, VECTOR, Head
 from gateway.classify.text import SYSTEM
+from gateway.classify.training.adam import Adam
 
 Ints = NDArray[np.int64]
 
@@ -56,9 +57,7 @@ class SecondNet:
             "out": start(3 * WIDTH, len(KINDS), (3 * WIDTH) ** -0.5),
             "bias": np.zeros(len(KINDS), np.float32),
         }
-        self._m = {name: np.zeros_like(value) for name, value in self.p.items()}
-        self._v = {name: np.zeros_like(value) for name, value in self.p.items()}
-        self._steps = 0
+        self._adam = Adam(self.p)
 
     def learn(self, rows: Sequence[Seen], kinds: Ints, rate: float) -> None:
         """One step."""
@@ -96,7 +95,7 @@ class SecondNet:
         g_scores = weights * (g_weights - np.add.reduceat(weights * g_weights, first, axis=0)[request])
         g_hidden += g_scores @ p["attention"].T
         g_pre = g_hidden * (hidden > 0)
-        self._step(
+        self._adam.step(
             {
                 "projection": vectors.T @ g_pre,
                 "places": stands.T @ g_pre,
@@ -106,19 +105,8 @@ class SecondNet:
                 "bias": g_answer.sum(0),
             },
             rate,
+            DECAY,
         )
-
-    def _step(self, gradients: dict[str, Floats], rate: float) -> None:
-        """Adam with decoupled decay."""
-        self._steps += 1
-        first, second = 1 - 0.9**self._steps, 1 - 0.999**self._steps
-        for name, gradient in gradients.items():
-            m, v, value = self._m[name], self._v[name], self.p[name]
-            m += 0.1 * (gradient - m)
-            v += 0.001 * (gradient * gradient - v)
-            if value.ndim == 2:
-                value *= 1.0 - rate * DECAY
-            value -= rate * (m / first) / (np.sqrt(v / second) + 1e-8)
 
     def head(self, centre: Floats) -> Head:
         """As it answers."""
