@@ -39,6 +39,8 @@ TEMPLATES = {
 }
 WORDS = ["lamps", "boats", "a letter", "the house", "an old map", "bread"]
 
+SHIPPED_ROWS = Path(__file__).parents[1] / "data" / "requests"
+
 
 def row(label: str, text: str, family: str) -> dict[str, Any]:
     request: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": text}]}
@@ -201,6 +203,10 @@ def test_data_that_are_wrong_say_where(tmp_path: Path) -> None:
         file.write_text(line + "\n")
         with pytest.raises(DataError, match=message.replace("{", r"\{")):
             load_rows([file])
+
+
+def test_the_rows_that_ship_quote_only_documents_that_ship() -> None:
+    assert {at.source for at in load_rows(sorted(SHIPPED_ROWS.glob("rows-*.jsonl")))} == {"rows-a", "rows-b", "rows-c", "rows-d"}
 
 
 def test_documents_are_put_in_and_sets_are_named_by_their_files(tmp_path: Path) -> None:
