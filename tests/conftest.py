@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -26,11 +27,15 @@ settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
 MODEL = "llama-8b"
-START_S = 20.0
+HANG_S = 90.0
+"""What has not come after this long never will. No promise is measured by it: a busy machine may take 50 times as long as a quiet one."""
+# httpx would give up after 5 s.
+_patience: httpx.Timeout = inspect.signature(httpx.get).parameters["timeout"].default
+_patience.connect = _patience.read = _patience.write = _patience.pool = HANG_S
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def until(true: Callable[[], Any], within_s: float = 5.0, what: str = "") -> Any:
+def until(true: Callable[[], Any], within_s: float = HANG_S, what: str = "") -> Any:
     """Wait for something to become true; what it then is."""
     end_s = time.monotonic() + within_s
     while True:
@@ -98,7 +103,7 @@ def spawn(log: Path, *arguments: str, said: str, env: dict[str, str] | None = No
         return next((text for text in process.text().splitlines() if said in text), "")
 
     try:
-        words = until(line, START_S, f"{arguments} to say {said!r}").split()
+        words = until(line, what=f"{arguments} to say {said!r}").split()
     except BaseException:
         process.stop()
         raise
@@ -182,7 +187,7 @@ class ScriptedEngine:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self._ready.wait(5.0)
+        self._ready.wait(HANG_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -6,15 +6,18 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.core.flow import InstanceSpec
 from gateway.core.instance import Instance
 from gateway.predict.predictor import LearningPredictor
 from gateway.state.learnt_file import LearntFile
+from gateway.state.warm import read
 from tests.conftest import Place, Process, chat, until
 from tests.predict.conftest import Bench, bench, ticket_of
 
@@ -69,14 +72,13 @@ def test_a_folder_that_is_not_there_costs_no_more_than_a_line_in_the_log(
     assert "cannot be written" in caplog.text
 
 
-def predicted(gateway: Process, prompt: str) -> dict[str, Any]:
-    """What was predicted for a request at its start, as `explain` tells it."""
+def started(gateway: Process, prompt: str) -> dict[str, Any]:
+    """A short chat with this prompt: what `explain` tells of it, and what was `predicted` for it at its start."""
     body = chat(True, max_tokens=12, messages=[{"role": "user", "content": prompt}])
-    answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers={"x-slo-use-case": "chatbot"}, timeout=30.0)
+    answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers={"x-slo-use-case": "chatbot"})
     assert answer.status_code == 200
-    told = httpx.get(f"{gateway.admin}/admin/requests/{answer.headers['x-request-id']}").json()
-    found: dict[str, Any] = next(step for step in told["steps"] if step["what"] == "started")["predicted"]
-    return found
+    told: dict[str, Any] = httpx.get(f"{gateway.admin}/admin/requests/{answer.headers['x-request-id']}").json()
+    return told | {"predicted": next(step for step in told["steps"] if step["what"] == "started")["predicted"]}
 
 
 def test_a_gateway_that_is_started_again_predicts_as_it_had_learnt(place: Place, tmp_path: Path) -> None:
@@ -85,14 +87,28 @@ def test_a_gateway_that_is_started_again_predicts_as_it_had_learnt(place: Place,
     pool = {"tier": "premium", "gpu": "H100", "model": "llama-8b", "instances": [engine.url], "limit": {"start": 8, "pinned": True}}
     config = place.config({"premium": pool}, mode="observe", state={"learnt_file": str(path)})
     first = place.gateway(config)
-    naive = predicted(first, "0")
-    with ThreadPoolExecutor(8) as pool_of_callers:
-        list(pool_of_callers.map(lambda n: predicted(first, f"{n} " + "word " * (n * 20)), range(1, 33)))
-    until(lambda: first.in_flight() == 0, what="the last answer to be counted")
-    learnt = predicted(first, "33")
+    naive = started(first, "0")["predicted"]
+    numbers = count(1)
+
+    def learnt() -> bool:
+        with ThreadPoolExecutor(8) as callers:
+            list(callers.map(lambda n: started(first, f"{n} " + "word " * (n % 32 * 20)), islice(numbers, 32)))
+        until(lambda: first.in_flight() == 0, what="the last answer to be counted")
+        now = started(first, f"{next(numbers)}")["predicted"]
+        return bool(now["itl_s"] > 2.0 * naive["itl_s"] and now["ttft_s"] > 1.5 * naive["ttft_s"])
+
+    until(learnt, what="four times slower to be learnt")
+    [instance] = first.fleet()
     first.stop()
-    assert path.exists()
-    after = predicted(place.gateway(config), "34")
-    assert learnt["itl_s"] > 2.0 * naive["itl_s"]
-    assert after["itl_s"] == pytest.approx(learnt["itl_s"], rel=0.25)
-    assert after["ttft_s"] > 1.5 * naive["ttft_s"]
+    # How slow this machine is on top has been learnt too, and was so until the last token: what was kept is the measure, not an earlier look.
+    kept = read(path.read_bytes())
+    assert kept is not None
+    again = started(place.gateway(config), f"{next(numbers)}")
+    ticket = ticket_of(again["prompt_tokens"])
+    ticket.expected_output_tokens = again["expected_output_tokens"]
+    spec = InstanceSpec(instance["instance_id"], "premium", "premium", 0, "llama-8b", "H100", 0.0, 8)
+    [(_, ttft_s, itl_s, *_)] = kept.consider(ticket, [Instance(spec)], 0.0)
+    assert again["predicted"]["itl_s"] == pytest.approx(itl_s, rel=0.02)
+    assert again["predicted"]["ttft_s"] == pytest.approx(ttft_s, rel=0.02)
+    assert itl_s > 2.0 * naive["itl_s"]
+    assert ttft_s > 1.5 * naive["ttft_s"]
