@@ -314,6 +314,8 @@ class Timeouts(ConfigModel):
     """an idle client connection is closed after this"""
     connect_s: PositiveSeconds = 0.5
     """to reach an engine; then the next instance"""
+    probe_s: PositiveSeconds = 0.8
+    """for an engine to say how it is, which it is asked every second; twice in a row longer, and it is left out until it answers"""
     first_token_factor: Factor = 3.0
     """a first token is overdue after this many times its target"""
     first_token_min_s: PositiveSeconds = 10.0

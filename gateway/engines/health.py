@@ -15,7 +15,6 @@ from time import monotonic
 from gateway.core.flow import EngineKind, FailReason, InstanceSpec
 
 PROBE_EVERY_S = 1.0
-PROBE_TIMEOUT_S = 0.8
 PROBES_DOWN = 2  # failed probes in a row
 EJECT_S = 5.0
 EJECT_MAX_S = 60.0
@@ -56,10 +55,12 @@ class Health:
     def __init__(self, tell: Callable[[str, bool], None], ask: Ask) -> None:
         self._tell = tell
         self._ask = ask
+        self._probe_s = 0.0
         self.states: dict[str, State] = {}
 
-    def change(self, specs: Iterable[InstanceSpec]) -> None:
-        """These are the instances now; what is known of those that stay is kept."""
+    def change(self, specs: Iterable[InstanceSpec], probe_s: float) -> None:
+        """These are the instances now, and a probe may take so long; what is known of those that stay is kept."""
+        self._probe_s = probe_s
         known, self.states = self.states, {}
         for spec in specs:
             state = known.get(spec.instance_id)
@@ -123,10 +124,10 @@ class Health:
     async def _probe(self, state: State) -> None:
         instance_id = state.spec.instance_id
         try:
-            status = await self._ask(instance_id, state.path, PROBE_TIMEOUT_S)
+            status = await self._ask(instance_id, state.path, self._probe_s)
             if status in (404, 405) and state.path == "/health":
                 state.path = "/v1/models"
-                status = await self._ask(instance_id, state.path, PROBE_TIMEOUT_S)
+                status = await self._ask(instance_id, state.path, self._probe_s)
             alive, reason = status < 500, f"{state.path} answered {status}"
         except OSError as error:
             alive, reason = False, f"{state.path}: {error}"

@@ -134,7 +134,7 @@ class Worker:
         self._pools = dict(settings.pools)
         self.predictor.latencies.know(step_facts(self.specs))
         self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
-        self.health.change(self.specs)
+        self.health.change(self.specs, settings.timeouts.probe_s)
         for instance_id, state in self.health.states.items():
             if not state.up:
                 self.live.instance_health(instance_id, False)
