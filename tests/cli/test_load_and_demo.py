@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import HANG_S
+
 
 def gateway(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, timeout=60, check=False, **more)
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, timeout=HANG_S, check=False, **more
+    )
 
 
 def children_of(pid: int) -> list[int]:
@@ -93,7 +97,7 @@ def test_however_the_demo_ends_it_sums_up_if_it_can_and_its_children_end_with_it
     pids = children_of(demo.pid)
     assert len(pids) == 7  # six engines and the gateway
     os.kill(demo.pid, number)
-    out, _ = demo.communicate(timeout=20)
+    out, _ = demo.communicate(timeout=HANG_S)
     if number == signal.SIGKILL:
         assert demo.returncode == -signal.SIGKILL
     else:
@@ -102,7 +106,7 @@ def test_however_the_demo_ends_it_sums_up_if_it_can_and_its_children_end_with_it
         assert told["usd_per_hour"] > 0
         assert told["rows"][-1]["name"] == "all"
         assert not list(tmp_path.iterdir())
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + HANG_S
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < end_s, "children are left"
         time.sleep(0.02)

@@ -18,7 +18,7 @@ from gateway.cli import slo
 from gateway.cli.explain import REASONS
 from gateway.cli.main import main
 from gateway.core.flow import FailReason, RefuseReason
-from tests.conftest import Place, chat, closed_port, until
+from tests.conftest import HANG_S, Place, chat, closed_port, until
 
 KEY = "an-admin-key"
 
@@ -40,7 +40,7 @@ def served(shared_place: Place) -> Served:
     ids = []
     for use_case, stream in (("chatbot", True), ("chatbot", False), ("research_legal", True)):
         headers = {"x-slo-use-case": use_case}
-        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(stream), headers=headers, timeout=60.0)
+        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(stream), headers=headers)
         assert answer.status_code == 200, answer.text
         ids.append(answer.headers["x-request-id"])
     made = Served(gateway.admin, ids)
@@ -101,7 +101,7 @@ def test_watching_goes_on_until_it_is_interrupted(served: Served) -> None:
     assert child.stdout is not None
     assert json.loads(child.stdout.readline())["total"]["offered"] == 3
     child.send_signal(signal.SIGINT)
-    assert child.wait(10.0) == 130
+    assert child.wait(HANG_S) == 130
 
 
 def test_explain_tells_the_whole_story_of_a_stream(served: Served) -> None:

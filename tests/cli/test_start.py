@@ -15,13 +15,15 @@ import httpx
 import pytest
 
 from gateway.cli.main import VERBS
-from tests.conftest import DONE, MODEL, STREAM_HEAD, Place, chat, chunked, event, spawn
+from tests.conftest import DONE, HANG_S, MODEL, STREAM_HEAD, Place, chat, chunked, event, spawn
 
 PATH = "/v1/chat/completions"
 
 
 def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, timeout=30, check=False, **more)
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, timeout=HANG_S, check=False, **more
+    )
 
 
 def test_one_line_starts_a_gateway_with_two_pools(place: Place) -> None:
@@ -49,7 +51,7 @@ def test_observe_holds_nothing_back_and_refuses_nothing(place: Place, scripted: 
     engine = scripted(together)
     gateway = place.before(engine.url, limit=1, mode="observe")
     with ThreadPoolExecutor(12) as pool:
-        ask = [pool.submit(httpx.post, f"{gateway.url}{PATH}", json=chat(stream=True), timeout=10.0) for _ in range(12)]
+        ask = [pool.submit(httpx.post, f"{gateway.url}{PATH}", json=chat(stream=True)) for _ in range(12)]
         answers = [asked.result() for asked in ask]
     assert [answer.status_code for answer in answers] == [200] * 12
     assert {answer.headers["x-slo-pool"] for answer in answers} == {"premium"}
@@ -96,7 +98,7 @@ def test_colours_are_for_terminals_that_want_them(tmp_path: Path, env: dict[str,
         stdin=subprocess.DEVNULL,
         env={"PATH": "/usr/bin:/bin", "TERM": "xterm"} | env,
     )
-    assert child.wait(20.0) == 1
+    assert child.wait(HANG_S) == 1
     with open(ours, "rb", buffering=0) as terminal:
         said = terminal.read(4096)
     assert b"did you mean 'mode'?" in said

@@ -22,7 +22,7 @@ def gateway(shared_place: Place) -> Process:
 
 def ask(gateway: Process, key: str, **more: Any) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}", "x-slo-use-case": "chatbot"}
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(True, **more), headers=headers, timeout=30.0)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(True, **more), headers=headers)
 
 
 def test_a_key_that_prefers_a_looser_class_gets_one_and_another_is_refused_without_a_wait(gateway: Process) -> None:

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import MODEL, Place, Process, until
+from tests.conftest import HANG_S, MODEL, Place, Process, until
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 
@@ -103,7 +103,7 @@ def test_a_stream_that_is_closed_frees_its_slot(client: openai.OpenAI, gateway: 
     next(iter(stream))
     assert gateway.in_flight() == 1
     stream.close()
-    until(lambda: gateway.in_flight() == 0, 2.0, "the slot to be free")
+    until(lambda: gateway.in_flight() == 0, what="the slot to be free")
 
 
 def test_the_async_client_streams_many_at_once(gateway: Process) -> None:
@@ -188,15 +188,13 @@ def test_the_client_comes_back_when_it_was_told_to_and_is_served(place: Place) -
 
     hooks = {"request": [lambda request: request.extensions.update(asked_at_s=time.monotonic())], "response": [note]}
     holder = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=0)
-    client = openai.OpenAI(
-        base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=5, http_client=httpx.Client(event_hooks=hooks, timeout=20.0)
-    )
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=5, http_client=httpx.Client(event_hooks=hooks))
     stream = holder.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=60, stream=True)
     next(iter(stream))
     reading = threading.Thread(target=list, args=(stream,))
     reading.start()
     answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=2)
-    reading.join(20.0)
+    reading.join(HANG_S)
     assert answer.choices[0].message.content
     assert [status for _, _, status, _ in seen[:-1]] == [429] * (len(seen) - 1) != []
     assert seen[-1][2] == 200

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 from gateway.core.flow import InstanceSpec
 from gateway.wire.probe import status_of
 from gateway.wire.upstream import Upstream
-from tests.conftest import MODEL, Place, until
+from tests.conftest import HANG_S, MODEL, Place, until
 from tests.state.topologies import Between, certificates
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -49,11 +48,11 @@ def asked(*answers: bytes, times: int = 1, url_path: str = "", cut: bool = False
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{url_path}"
         spec = InstanceSpec("premium/a", "premium", "premium", 0, MODEL, "H100", 1.0, 4, url=url)
-        upstream = Upstream(spec, asyncio.get_running_loop(), api_key="k", tls=None, connect_s=5.0, idle_s=5.0, user_agent="t")
+        upstream = Upstream(spec, asyncio.get_running_loop(), api_key="k", tls=None, connect_s=HANG_S, idle_s=HANG_S, user_agent="t")
         said: list[object] = []
         for _ in range(times):
             try:
-                said.append(await status_of(upstream, "/health", 5.0))
+                said.append(await status_of(upstream, "/health", HANG_S))
             except ConnectionError as error:
                 said.append(str(error))
         upstream.close()
@@ -97,8 +96,8 @@ def test_what_is_not_clean_is_not_used_again(answers: tuple[bytes, ...], said: l
 def test_nobody_there_is_said_so() -> None:
     async def ask() -> int:
         spec = InstanceSpec("premium/a", "premium", "premium", 0, MODEL, "H100", 1.0, 4, url="http://127.0.0.1:9")
-        upstream = Upstream(spec, asyncio.get_running_loop(), api_key=None, tls=None, connect_s=5.0, idle_s=5.0, user_agent="t")
-        return await status_of(upstream, "/health", 5.0)
+        upstream = Upstream(spec, asyncio.get_running_loop(), api_key=None, tls=None, connect_s=HANG_S, idle_s=HANG_S, user_agent="t")
+        return await status_of(upstream, "/health", HANG_S)
 
     with pytest.raises(ConnectionError, match="cannot be connected to"):
         asyncio.run(ask())
@@ -109,16 +108,13 @@ def test_an_answer_that_never_comes_is_not_waited_for() -> None:
         server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         spec = InstanceSpec("premium/a", "premium", "premium", 0, MODEL, "H100", 1.0, 4, url=url)
-        upstream = Upstream(spec, asyncio.get_running_loop(), api_key=None, tls=None, connect_s=5.0, idle_s=5.0, user_agent="t")
+        upstream = Upstream(spec, asyncio.get_running_loop(), api_key=None, tls=None, connect_s=HANG_S, idle_s=HANG_S, user_agent="t")
         try:
             return await status_of(upstream, "/health", 0.05)
         finally:
-            until_closed: Callable[[], bool] = lambda: not upstream.open_count  # noqa: E731
-            for _ in range(100):
-                if until_closed():
-                    break
-                await asyncio.sleep(0.01)
-            assert until_closed()
+            async with asyncio.timeout(HANG_S):
+                while upstream.open_count:
+                    await asyncio.sleep(0.01)
             server.close()
 
     with pytest.raises(ConnectionError, match=r"no answer within 0\.05 s"):
@@ -137,9 +133,9 @@ def test_an_engine_behind_a_ca_and_a_certificate_of_ones_own_stays_up_and_answer
     stranger = pool | {"tier": "cost", "instances": [f"https://127.0.0.1:{other.port}"], "upstream": {}}
     try:
         gateway = place.gateway(place.config({"premium": pool, "stranger": stranger}))
-        until(lambda: [one["healthy"] for one in gateway.fleet() if one["pool"] == "stranger"] == [False], 10.0)
+        until(lambda: [one["healthy"] for one in gateway.fleet() if one["pool"] == "stranger"] == [False])
         ask = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-        assert httpx.post(f"{gateway.url}/v1/chat/completions", json=ask, timeout=20).status_code == 200
+        assert httpx.post(f"{gateway.url}/v1/chat/completions", json=ask).status_code == 200
         assert [one["healthy"] for one in gateway.fleet() if one["pool"] == "premium"] == [True]
     finally:
         between.stop()

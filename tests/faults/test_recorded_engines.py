@@ -38,7 +38,7 @@ class Stage:
         body = {key: value for key, value in recording.body.items() if key != "stream_options"} | {"model": MODEL}
         if usage is not None and "stream_options" in recording.body:
             body["stream_options"] = {"include_usage": usage}
-        with httpx.stream("POST", f"{self.gateway.url}{recording.path}", json=body, headers={"x-request-id": name}, timeout=10.0) as answer:
+        with httpx.stream("POST", f"{self.gateway.url}{recording.path}", json=body, headers={"x-request-id": name}) as answer:
             return answer.status_code, b"".join(answer.iter_raw())
 
     def logged(self, name: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Stage:
             rows = [json.loads(row) for row in self.log.read_text().splitlines()] if self.log.exists() else []
             return next((row for row in rows if row["request_id"] == name), None)
 
-        found: dict[str, Any] = until(line, 5.0, f"{name} in the request log")
+        found: dict[str, Any] = until(line, what=f"{name} in the request log")
         return found
 
 
@@ -178,7 +178,7 @@ def test_an_engine_that_refuses_unknown_fields_is_asked_without_stream_options(p
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_is_found_healthy_by_the_page_it_has(stages: dict[str, Stage], engine: str) -> None:
     stage = stages[engine]
-    until(lambda: stage.replay.looked_at.count("/health") >= 3, 6.0, "three probes")
+    until(lambda: stage.replay.looked_at.count("/health") >= 3, what="three probes")
     assert [instance["healthy"] for instance in stage.gateway.fleet()] == [True]
 
 

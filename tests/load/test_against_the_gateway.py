@@ -20,7 +20,6 @@ def test_a_client_and_the_gateway_count_the_same_requests_tokens_and_promises(pl
         [sys.executable, "-m", "gateway", "load", front.url, "--model", "llama-8b", *mix, stream, "--json"],
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     outside = {row["name"]: row for row in json.loads(told.stdout)["rows"]}

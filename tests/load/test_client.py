@@ -13,6 +13,7 @@ from gateway.load.bodies import Shot
 from gateway.load.client import Gun, Shown
 from gateway.simulate.engine import Engine, serve
 from gateway.simulate.machine import MachineFacts
+from tests.conftest import HANG_S
 
 FAST = MachineFacts(0.3, 0, 0, 0.01, overhead_s=0.0, jitter_ratio=0.0)
 
@@ -23,7 +24,7 @@ def shot(at_s: float = 0.0, tokens: int = 5, stream: bool = True, **more: Any) -
 
 
 def fired(
-    shots: list[Shot], order: Callable[[Engine], None] = lambda engine: None, for_s: float = 0.01, drain_s: float = 5.0
+    shots: list[Shot], order: Callable[[Engine], None] = lambda engine: None, for_s: float = 0.01, drain_s: float = HANG_S
 ) -> list[Shown]:
     results: list[Shown] = []
 
@@ -31,7 +32,7 @@ def fired(
         engine = Engine("m", FAST)
         order(engine)
         server = await serve(engine, "127.0.0.1", 0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             await Gun(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", results.append).fire(shots, for_s, drain_s)
         server.close()
 
@@ -122,7 +123,7 @@ def test_connections_are_kept_for_the_next_request() -> None:
         gun.close()
         server.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), HANG_S))
     assert most == 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests.conftest import MODEL, Place, Process, until
+from tests.conftest import HANG_S, MODEL, Place, Process, until
 from tests.telemetry.test_otlp import collector
 
 __all__ = ["collector"]
@@ -42,7 +42,7 @@ def ask(gateway: Process, client: httpx.Client | None = None, **more: Any) -> ht
     """A small request, on a connection of its own unless a client is given."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2} | more
     headers = {"x-slo-class": "batch"}
-    return (client or httpx).post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=30.0)
+    return (client or httpx).post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers)
 
 
 def sums(text: str) -> Counter[str]:
@@ -107,7 +107,7 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         self._stop = True
-        self._thread.join(30.0)
+        self._thread.join(HANG_S)
 
     async def _run(self) -> None:
         kinds = [self._new] * 3 + [self._kept] * 6 + [self._stream] * 3
@@ -134,9 +134,9 @@ class Load:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-slo-class: batch\r\ncontent-length: {len(sent)}\r\n\r\n".encode()
         began_s = time.monotonic()
         try:
-            reader, writer = line or await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self.port), 10.0)
+            reader, writer = line or await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self.port), HANG_S)
             writer.write(head + sent)
-            answer = await asyncio.wait_for(_answer(reader), 20.0)
+            answer = await asyncio.wait_for(_answer(reader), HANG_S)
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             self.wrong.append(f"{kind}{' again' if line else ''}: {error!r} after {time.monotonic() - began_s:.2f} s")
             return None

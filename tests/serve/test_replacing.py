@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import DONE, MODEL, STREAM_HEAD, Place, Process, ScriptedEngine, chat, chunked, event, json_answer, until, whole
+from tests.conftest import DONE, HANG_S, MODEL, STREAM_HEAD, Place, Process, ScriptedEngine, chat, chunked, event, json_answer, until, whole
 from tests.serve.conftest import Load, alive, ask, children, completed, metrics, pids, store_of, together, told, without_servers
 
 LONG = {"drain": "60s", "drain_grace": "0s", "stall_min": "60s"}
@@ -45,11 +45,11 @@ class Stream:
         self._gateway = gateway
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        until(lambda: "first" in self.text or self.broken, 20.0)
+        until(lambda: "first" in self.text or self.broken)
 
     def _read(self) -> None:
         try:
-            with httpx.stream("POST", f"{self._gateway.url}/v1/chat/completions", json=chat(stream=True), timeout=60.0) as answer:
+            with httpx.stream("POST", f"{self._gateway.url}/v1/chat/completions", json=chat(stream=True)) as answer:
                 self.worker = answer.headers["x-request-id"][:12]
                 for piece in answer.iter_text():
                     self.text += piece
@@ -62,7 +62,7 @@ class Stream:
 
     @property
     def complete(self) -> bool:
-        self._thread.join(30.0)
+        self._thread.join(HANG_S)
         return "last" in self.text and "[DONE]" in self.text and not self.broken and '"error"' not in self.text
 
 
@@ -96,11 +96,11 @@ def test_nobody_notices_that_all_workers_are_replaced_under_load(gateway: Proces
     engine.end.set()
     before = pids(gateway)
     with Load(gateway.port) as load:
-        assert httpx.post(f"{gateway.admin}/admin/restart", timeout=60.0).json() == {"ok": True, "problem": ""}
+        assert httpx.post(f"{gateway.admin}/admin/restart").json() == {"ok": True, "problem": ""}
         so_far = dict(load.done)
         until(lambda: all(load.done[kind] > count + 20 for kind, count in so_far.items()))
     assert load.wrong == []
-    until(lambda: not [pid for pid in before if alive(pid)], 20.0)
+    until(lambda: not [pid for pid in before if alive(pid)])
     assert told(gateway)["restarts"] == {"crash": 0, "upgrade": 2}
     assert told(gateway)["lost"] == []
     assert completed(gateway) == sum(load.done.values())  # what those that left had counted, too
@@ -110,8 +110,8 @@ def test_what_became_of_a_request_can_be_explained_after_its_worker_was_replaced
     engine.end.set()
     ids = [ask(gateway).headers["x-request-id"] for _ in range(30)]
     before = pids(gateway)
-    assert httpx.post(f"{gateway.admin}/admin/restart", timeout=60.0).json()["ok"]
-    until(lambda: not [pid for pid in before if alive(pid)], 20.0)
+    assert httpx.post(f"{gateway.admin}/admin/restart").json()["ok"]
+    until(lambda: not [pid for pid in before if alive(pid)])
     for request_id in ids:
         story = httpx.get(f"{gateway.admin}/admin/requests/{request_id}").json()
         assert (story["request_id"], story["steps"][-1]["got"]["result"]) == (request_id, "completed")
@@ -123,7 +123,7 @@ def test_a_signal_replaces_workers_and_long_answers_end_where_they_began(gateway
     before, restarts, count = pids(gateway), told(gateway)["restarts"]["upgrade"], completed(gateway)
     streams = [Stream(gateway) for _ in range(4)]
     gateway.child.send_signal(signal.SIGUSR2)
-    until(lambda: told(gateway)["restarts"]["upgrade"] == restarts + 2, 30.0)
+    until(lambda: told(gateway)["restarts"]["upgrade"] == restarts + 2)
     assert not [stream for stream in streams if stream.over]
     retiring = [worker["pid"] for worker in told(gateway)["workers"] if worker["state"] == "retiring"]
     assert retiring
@@ -131,7 +131,7 @@ def test_a_signal_replaces_workers_and_long_answers_end_where_they_began(gateway
     assert ask(gateway).status_code == 200
     engine.end.set()
     assert all(stream.complete for stream in streams)
-    until(lambda: not [pid for pid in before if alive(pid)], 10.0)
+    until(lambda: not [pid for pid in before if alive(pid)])
     assert completed(gateway) == count + 5
 
 
@@ -149,7 +149,7 @@ def test_a_killed_worker_takes_only_its_own_requests_with_it_and_is_followed(gat
     broken = [stream for stream in streams if not stream.complete]
     assert len(broken) == victim["in_flight"]
     assert len({stream.worker for stream in broken}) <= 1
-    until(lambda: told(gateway)["serving"] == 2, 20.0)
+    until(lambda: told(gateway)["serving"] == 2)
     follower = told(gateway)["workers"][0]
     assert follower["pid"] != victim["pid"]
     assert follower["instance_id"] == victim["instance_id"]
@@ -167,9 +167,9 @@ def test_a_stopped_worker_is_no_hole_in_the_port_and_no_configuration_is_taken_w
     stopped, count = pids(gateway)[1], completed(gateway)
     os.kill(stopped, signal.SIGSTOP)
     try:
-        refused = httpx.post(f"{gateway.admin}/admin/reload", timeout=30.0)
+        refused = httpx.post(f"{gateway.admin}/admin/reload")
         assert (refused.status_code, "worker 1" in refused.json()["problems"][0]) == (422, True)
-        until(lambda: "silent" in [worker["state"] for worker in told(gateway)["workers"]], 15.0)
+        until(lambda: "silent" in [worker["state"] for worker in told(gateway)["workers"]])
         assert {ask(gateway).status_code for _ in range(16)} == {200}
         assert httpx.get(f"{gateway.url}/readyz").status_code == 200
     finally:
@@ -189,7 +189,7 @@ def test_a_bad_file_is_refused_by_all_and_who_comes_later_has_the_old_one_too(ga
     gateway.child.send_signal(signal.SIGHUP)
     until(lambda: "configuration refused, the old one goes on: " in gateway.text())
     os.kill(pids(gateway)[0], signal.SIGKILL)
-    until(lambda: told(gateway)["restarts"]["crash"] == restarts + 1 and told(gateway)["serving"] == 2, 20.0)
+    until(lambda: told(gateway)["restarts"]["crash"] == restarts + 1 and told(gateway)["serving"] == 2)
     assert {ask(gateway).status_code for _ in range(8)} == {200}
     assert _digest(gateway) == digest
     config["models"][0]["aliases"] = {"renamed": {}}
@@ -208,8 +208,8 @@ def _digest(gateway: Process) -> str:
 def test_the_workers_own_server_is_started_again_when_it_dies(gateway: Process) -> None:
     first = store_of(gateway)
     os.kill(first, signal.SIGKILL)
-    until(lambda: _store(gateway) not in (0, first), 10.0)
-    until(lambda: _shares(gateway)["state"] == "shared" and _shares(gateway)["workers"] == 2, 10.0)
+    until(lambda: _store(gateway) not in (0, first))
+    until(lambda: _shares(gateway)["state"] == "shared" and _shares(gateway)["workers"] == 2)
     assert {ask(gateway).status_code for _ in range(4)} == {200}
 
 
@@ -234,7 +234,7 @@ def test_a_gateway_that_ends_says_so_at_once_and_finishes_its_answers(place: Pla
     assert not [stream for stream in streams if stream.over]
     held.end.set()
     assert all(stream.complete for stream in streams)
-    assert gateway.child.wait(10.0) == 0
+    assert gateway.child.wait(HANG_S) == 0
 
 
 def _closed(gateway: Process) -> bool:
@@ -251,7 +251,7 @@ def test_a_second_signal_cuts(place: Place, held: Held) -> None:
     gateway.child.send_signal(signal.SIGTERM)
     until(lambda: httpx.get(f"{gateway.admin}/readyz").status_code == 503)
     gateway.child.send_signal(signal.SIGTERM)
-    assert gateway.child.wait(10.0) == 1
+    assert gateway.child.wait(HANG_S) == 1
     assert not stream.complete
 
 
@@ -265,7 +265,7 @@ def test_workers_end_when_their_supervisor_is_killed_but_finish_what_they_have(p
     assert not stream.over
     held.end.set()
     assert stream.complete
-    until(lambda: not [pid for pid in everybody if alive(pid)], 10.0)
+    until(lambda: not [pid for pid in everybody if alive(pid)])
 
 
 def _closed_for_all(gateway: Process) -> bool:

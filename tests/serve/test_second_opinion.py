@@ -32,8 +32,8 @@ from gateway.serve.second_opinion import MOST_ASKED, SecondOpinion
 from tests.conftest import MODEL, Place, Process, until
 from tests.serve.conftest import alive, children, metrics, together
 
-# The process is what everything else comes before: on a busy machine its model may take a minute to load.
-PATIENT_S = 150.0
+# The process is what everything else comes before: on a busy machine its model may take minutes to load.
+PATIENT_S = 300.0
 SECRET = "Zanzibarquist"
 TRANSLATOR = (
     "You are the language desk of a publishing house. Translate every passage that the user sends into idiomatic British English, keep "

@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 
 from gateway.simulate.engine import Engine, serve
 from gateway.simulate.machine import MachineFacts
+from tests.conftest import HANG_S
 
 FAST = MachineFacts(0.3, 0, 0, 0.01, overhead_s=0.0, jitter_ratio=0.0, prefix_cache=True)
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "Say hello."}]}
@@ -30,14 +31,14 @@ async def running(facts: MachineFacts = FAST, **more: Any) -> AsyncIterator[tupl
     engine = Engine("m", facts, **more)
     server = await serve(engine, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with httpx.AsyncClient(base_url=url, timeout=20.0, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         yield engine, client
     server.close()
 
 
 def engine_test(test: Callable[..., Awaitable[None]], **more: Any) -> None:
     async def run() -> None:
-        async with asyncio.timeout(30), running(**more) as (engine, client):
+        async with asyncio.timeout(HANG_S), running(**more) as (engine, client):
             await test(engine, client)
 
     asyncio.run(run())

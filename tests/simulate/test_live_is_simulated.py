@@ -135,7 +135,7 @@ class Lived:
 def live(folder: Path, seed: int = 5, jitter_seed: int = 0) -> Lived:
     said = {"engines": ENGINES, "model": MODEL, "config": config(), "shots": shots(seed), "span_s": SPAN_S, "jitter_seed": jitter_seed}
     driver = Path(__file__).with_name("made_up_time.py")
-    told = subprocess.run([sys.executable, str(driver), str(folder)], input=json.dumps(said), capture_output=True, text=True, timeout=120)
+    told = subprocess.run([sys.executable, str(driver), str(folder)], input=json.dumps(said), capture_output=True, text=True)
     assert told.returncode == 0, told.stderr[-2000:]
     lines = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
     return Lived(folder, lines, json.loads(told.stdout))

@@ -100,7 +100,7 @@ def test_a_gateway_that_is_started_again_predicts_as_it_had_learnt(place: Place,
     until(learnt, what="four times slower to be learnt")
     [instance] = first.fleet()
     first.stop()
-    # How slow this machine is on top has been learnt too, and was so until the last token: what was kept is the measure, not an earlier look.
+    # How slow this machine is on top has been learnt too, until the last token: what was kept is the measure, not an earlier look.
     kept = read(path.read_bytes())
     assert kept is not None
     again = started(place.gateway(config), f"{next(numbers)}")

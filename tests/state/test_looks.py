@@ -6,6 +6,7 @@ import asyncio
 
 from gateway.state.looks import Bell, again, ended
 from gateway.state.store import StoreError
+from tests.conftest import HANG_S
 
 
 def test_looks_go_on_after_a_silent_store_and_after_a_mistake() -> None:
@@ -22,7 +23,7 @@ def test_looks_go_on_after_a_silent_store_and_after_a_mistake() -> None:
             enough.set()
 
         task = asyncio.ensure_future(again(0.0, "a test", look))
-        await asyncio.wait_for(enough.wait(), 5.0)
+        await asyncio.wait_for(enough.wait(), HANG_S)
         await ended([task])
         assert task.cancelled()
 
@@ -43,7 +44,7 @@ def test_a_loop_ends_although_a_look_took_its_cancellation_for_something_else() 
 
         task = asyncio.ensure_future(again(0.0, "a test", look))
         await looking.wait()
-        await asyncio.wait_for(ended([task]), 5.0)
+        await asyncio.wait_for(ended([task]), HANG_S)
         assert task.done()
         assert len(swallowed) == 1
 
@@ -61,7 +62,7 @@ def test_a_bell_ends_the_pause_before_a_look_and_is_heard_by_who_comes_later() -
         task = asyncio.ensure_future(again(1000.0, "a test", look, bell))
         for _ in range(3):
             bell.ring()  # also while nobody waits for it
-            await asyncio.wait_for(looked.wait(), 5.0)
+            await asyncio.wait_for(looked.wait(), HANG_S)
             looked.clear()
         await ended([task])
         assert task.cancelled()

@@ -16,8 +16,9 @@ from gateway.openai.errors import ApiError
 from gateway.quota.quotas import Quotas, Reserved
 from gateway.state.quota_shares import SCRIPT, QuotaShares
 from gateway.state.store import Arg
+from tests.conftest import HANG_S
 from tests.quota.test_quotas import settings, ticket
-from tests.state.sharing import STANDS_S, Counting, Server
+from tests.state.sharing import LONG_S, STANDS_S, Counting, Server
 
 KEY = "{slo-gateway}:quotas"
 
@@ -40,7 +41,7 @@ class Slow(Counting):
 class Worker:
     """A worker's quotas and its share of them."""
 
-    def __init__(self, server: Server, name: str, quota: dict[str, Any], stands_s: float = 30.0, timeout_s: float = 2.0) -> None:
+    def __init__(self, server: Server, name: str, quota: dict[str, Any], stands_s: float = LONG_S, timeout_s: float = HANG_S) -> None:
         self.quotas = Quotas(settings(quota), time.monotonic)
         self.store = Slow(server, timeout_s)
         self.shares = QuotaShares(lambda: self.quotas, self.store, KEY, name, stands_s=stands_s)
@@ -71,7 +72,7 @@ async def look(*workers: Worker, times: int = 1) -> None:
             await worker.shares.look()
 
 
-def four(server: Server, stands_s: float = 30.0, timeout_s: float = 2.0, **quota: Any) -> list[Worker]:
+def four(server: Server, stands_s: float = LONG_S, timeout_s: float = HANG_S, **quota: Any) -> list[Worker]:
     return [Worker(server, name, quota, stands_s, timeout_s) for name in "abcd"]
 
 
@@ -88,7 +89,7 @@ def test_a_worker_alone_may_spend_all_of_it(server: Server) -> None:
 def test_four_that_hammer_take_all_of_the_limit_and_not_one_more(server: Server, limit: int) -> None:
     async def run() -> None:
         workers = four(server, requests_per_minute=limit)
-        end_s = time.monotonic() + 10.0
+        end_s = time.monotonic() + HANG_S
 
         async def hammer(worker: Worker, chance: Random) -> None:
             while sum(len(w.taken) for w in workers) < limit and time.monotonic() < end_s:
@@ -312,7 +313,7 @@ def test_a_killed_workers_wallet_is_back_and_what_it_spent_is_not(server: Server
         for _ in range(6):
             assert killed.take()
         await look(killed)
-        end_s = time.monotonic() + 5.0
+        end_s = time.monotonic() + HANG_S
         while len(left.taken) < 14 and time.monotonic() < end_s:
             left.take()
             await look(left)
@@ -342,7 +343,7 @@ def test_whatever_becomes_of_the_key_the_limit_holds(server: Server, harm: Calla
                 worker.take()
         await look(*workers)
         harm(server.client())
-        end_s, rounds = time.monotonic() + 10.0, 0
+        end_s, rounds = time.monotonic() + HANG_S, 0
         while rounds < 10 and time.monotonic() < end_s:
             rounds += taken(*workers) >= 100
             for worker in reversed(workers):
@@ -360,7 +361,7 @@ def test_when_nobody_answers_each_goes_on_with_its_part(server: Server) -> None:
         workers = four(server, STANDS_S, 0.1, requests_per_minute=40)
         await look(*workers, times=3)
         server.pause()
-        end_s = time.monotonic() + 5.0
+        end_s = time.monotonic() + HANG_S
         while not all(worker.shares.lost for worker in workers):
             assert time.monotonic() < end_s
             await asyncio.gather(*(look(worker) for worker in workers))
@@ -385,7 +386,7 @@ def test_when_nobody_answers_the_last_wallets_hold_and_not_one_more(server: Serv
             await look(*workers)
         await look(*workers, times=60)  # until what the others may spend is spread evenly again
         server.pause()
-        end_s = time.monotonic() + 5.0
+        end_s = time.monotonic() + HANG_S
         while not all(worker.shares.lost for worker in workers):
             assert time.monotonic() < end_s
             await asyncio.gather(*(look(worker) for worker in workers))

@@ -15,6 +15,7 @@ from gateway.state.memory import MemoryStore
 from gateway.state.names import Names
 from gateway.state.redis import RedisStore
 from gateway.state.store import Store, StoreError
+from tests.conftest import HANG_S
 from tests.state.sharing import Server, redis_binary, store_at
 
 NAMES = Names("test")
@@ -50,7 +51,7 @@ def on(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Tes
 
 
 async def gone(store: Store, key: str) -> None:
-    end_s = time.monotonic() + 5.0
+    end_s = time.monotonic() + HANG_S
     while await store.get(key) is not None:
         assert time.monotonic() < end_s
         await asyncio.sleep(0.005)
@@ -101,7 +102,7 @@ def test_a_controller_that_was_paused_writes_nothing_after_another_took_over(on:
         paused, heir = ControllerLease(store, NAMES, "paused", holds_s=0.3), ControllerLease(store, NAMES, "heir", holds_s=30.0)
         assert await paused.renew()
         assert await paused.put("limits", b"old", 60.0)
-        end_s = time.monotonic() + 5.0
+        end_s = time.monotonic() + HANG_S
         while not await heir.renew():
             assert time.monotonic() < end_s
             await asyncio.sleep(0.005)
@@ -135,7 +136,7 @@ def test_garbage_under_the_lease_ends_in_one_controller_again(server: Server, ga
         server.client().set(NAMES.fence, garbage)
         server.client().set(NAMES.controller, garbage, px=1000)
         workers = [ControllerLease(store, NAMES, name, holds_s=1.0) for name in ("one", "two", "three")]
-        end_s = time.monotonic() + 5.0
+        end_s = time.monotonic() + HANG_S
         while sum([await worker.renew() for worker in workers]) != 1:
             assert time.monotonic() < end_s
             await asyncio.sleep(0.005)
@@ -231,7 +232,7 @@ async def raises(call: Callable[[], Awaitable[object]]) -> StoreError | None:
     return None
 
 
-async def eventually(call: Callable[[], Awaitable[object]], within_s: float = 5.0) -> object:
+async def eventually(call: Callable[[], Awaitable[object]], within_s: float = HANG_S) -> object:
     """Until it neither fails nor comes to nothing."""
     end_s = time.monotonic() + within_s
     while True:

@@ -22,13 +22,12 @@ from gateway.state.controller import ControllerLease
 from gateway.state.names import Names
 from gateway.state.redis import RedisStore
 from gateway.state.store import Store, StoreError
-from tests.conftest import until
+from tests.conftest import HANG_S, until
 from tests.state.sharing import redis_binary
 from tests.state.topologies import AT_ONCE, Between, Certificates, Cluster, Node, Sentinel, certificates, ending, replica_of
 
 NAMES = Names("test")
 DOCUMENTED_USER = next(line for line in Path("docs/state.md").read_text().splitlines() if line.startswith("user gateway on"))
-BACK_S = 15.0  # for the servers to agree on a new one, on a busy machine; how soon we follow is what is measured
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -65,7 +64,7 @@ async def everything(store: Store) -> None:
         await store.run(script, [name], ["one", 1000, 0, msgspec.msgpack.encode([]), 1])
 
 
-async def back(call: Callable[[], Awaitable[object]], within_s: float = BACK_S) -> None:
+async def back(call: Callable[[], Awaitable[object]], within_s: float = HANG_S) -> None:
     """Until it is answered; what fails meanwhile is a StoreError, and soon."""
     end_s = time.monotonic() + within_s
     while True:
@@ -220,7 +219,7 @@ def test_a_cluster_that_loses_another_node_is_not_our_business(binary: str, tmp_
 
 
 def _until(true: Callable[[], object]) -> None:
-    until(true, BACK_S)
+    until(true)
 
 
 def _takes_writes(node: Node) -> bool:

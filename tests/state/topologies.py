@@ -18,7 +18,7 @@ from random import SystemRandom
 import pytest
 import redis
 
-from tests.conftest import until
+from tests.conftest import HANG_S, until
 
 SLOTS = 16384
 AT_ONCE = ("repl-diskless-sync-delay 0", "repl-diskless-load swapdb", "repl-ping-replica-period 1")  # replicas follow
@@ -52,7 +52,7 @@ class Node:
             return subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=2.0)
+        return redis.Redis(port=self.port, socket_timeout=HANG_S)
 
     def answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
@@ -69,7 +69,7 @@ class Node:
                 self.child = self._spawn()
             return self.answers()
 
-        until(answers, 20.0, f"the server of {self.folder} to answer")
+        until(answers, what=f"the server of {self.folder} to answer")
         return self
 
     def pause(self) -> None:
@@ -105,7 +105,7 @@ class Sentinel(Node):
 
 def replica_of(node: Node, binary: str, folder: Path) -> Node:
     made = Node(binary, folder, f"replicaof 127.0.0.1 {node.port}", *AT_ONCE).ready()
-    until(lambda: made.client().info("replication")["master_link_status"] == "up", 10.0, "the replica to follow")
+    until(lambda: made.client().info("replication")["master_link_status"] == "up", what="the replica to follow")
     return made
 
 
@@ -122,15 +122,15 @@ class Cluster:
             node.client().execute_command("CLUSTER ADDSLOTSRANGE", first, after - 1)
         for node in self.nodes[1:]:
             node.client().execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port, bus[0])
-        until(lambda: all(self._knows(node) == 4 for node in self.nodes), 15.0, "the nodes to know each other")
+        until(lambda: all(self._knows(node) == 4 for node in self.nodes), what="the nodes to know each other")
         slot = int(masters[0].client().execute_command("CLUSTER KEYSLOT", key))
         owner = next(n for n in range(3) if slot < bounds[n + 1])
         self.owner = masters[owner]
         self.others = [node for node in masters if node is not self.owner]
         name = self.owner.client().execute_command("CLUSTER MYID").decode()
-        until(lambda: self._follows(name), 10.0, "the replica to follow")
-        until(lambda: self.replica.client().info("replication")["master_link_status"] == "up", 10.0, "the replica to be in step")
-        until(lambda: all(self._state(node) == "ok" for node in self.nodes), 15.0, "the Cluster to stand")
+        until(lambda: self._follows(name), what="the replica to follow")
+        until(lambda: self.replica.client().info("replication")["master_link_status"] == "up", what="the replica to be in step")
+        until(lambda: all(self._state(node) == "ok" for node in self.nodes), what="the Cluster to stand")
 
     def _knows(self, node: Node) -> int:
         return int(self._info(node)["cluster_known_nodes"])
@@ -198,7 +198,7 @@ class Between:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(context,), daemon=True)
         self._thread.start()
-        assert self._ready.wait(5.0)
+        assert self._ready.wait(HANG_S)
 
     def _run(self, context: ssl.SSLContext | None) -> None:
         asyncio.set_event_loop(self._loop)
@@ -232,7 +232,7 @@ class Between:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
+        self._thread.join(HANG_S)
 
 
 @contextlib.contextmanager
