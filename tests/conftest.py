@@ -20,12 +20,12 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from gateway.config.load import shipped_catalog
 
 # A busy machine is no reason to fail: what has to be fast is measured in loadtests/.
-settings.register_profile("house", deadline=None)
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 MODEL = "llama-8b"

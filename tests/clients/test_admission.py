@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
@@ -17,7 +17,8 @@ KEYS = {"patient": True, "strict": False}
 @pytest.fixture(scope="module")
 def gateway(shared_place: Place) -> Process:
     keys = [{"id": name, "sha256": sha256(name.encode()).hexdigest(), "degrade": degrade} for name, degrade in KEYS.items()]
-    return shared_place.before(shared_place.engine("H100", "--jitter", "0").url, limit=1, keys=keys)
+    # Slow, so that a machine that stands still for a moment does not outweigh the reading of a prompt.
+    return shared_place.before(shared_place.engine("H100", "--jitter", "0", "--slow", "10").url, limit=1, keys=keys)
 
 
 def ask(gateway: Process, key: str, **more: Any) -> httpx.Response:
@@ -26,12 +27,16 @@ def ask(gateway: Process, key: str, **more: Any) -> httpx.Response:
 
 
 def test_a_key_that_prefers_a_looser_class_gets_one_and_another_is_refused_without_a_wait(gateway: Process) -> None:
-    busy = threading.Thread(target=ask, args=(gateway, "strict"), kwargs={"max_tokens": 150})
-    busy.start()
-    until(lambda: gateway.in_flight() == 1, what="the only slot to be taken")
-    refused = ask(gateway, "strict")
-    looser = ask(gateway, "patient")
-    busy.join()
+    headers = {"authorization": "Bearer strict", "x-slo-use-case": "chatbot"}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=chat(True, max_tokens=20_000), headers=headers),
+    ):
+        until(lambda: gateway.in_flight() == 1, what="the only slot to be taken")
+        refused = ask(gateway, "strict")
+        asked = pool.submit(ask, gateway, "patient")
+        until(lambda: gateway.waiting() == 1, what="the patient one to wait")
+    looser = asked.result()
     assert refused.status_code == 429
     assert refused.json()["error"]["reason"] == "cannot_meet_slo"
     told = httpx.get(f"{gateway.admin}/admin/requests/{refused.headers['x-request-id']}").json()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import httpx
 import openai
 import pytest
 
-from tests.conftest import HANG_S, MODEL, Place, Process, until
+from tests.conftest import MODEL, Place, Process, until
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 
@@ -99,7 +99,7 @@ def test_errors_are_typed_as_openai_types_them(client: openai.OpenAI) -> None:
 
 
 def test_a_stream_that_is_closed_frees_its_slot(client: openai.OpenAI, gateway: Process) -> None:
-    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=2000, stream=True)
+    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20_000, stream=True)
     next(iter(stream))
     assert gateway.in_flight() == 1
     stream.close()
@@ -149,7 +149,7 @@ def test_a_task_that_is_cancelled_in_mid_stream_frees_its_slot(gateway: Process)
             begun = asyncio.Event()
 
             async def read() -> None:
-                async for _ in await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=3000, stream=True):
+                async for _ in await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20_000, stream=True):
                     begun.set()
 
             task = asyncio.create_task(read())
@@ -189,12 +189,13 @@ def test_the_client_comes_back_when_it_was_told_to_and_is_served(place: Place) -
     hooks = {"request": [lambda request: request.extensions.update(asked_at_s=time.monotonic())], "response": [note]}
     holder = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=0)
     client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="gw-one", max_retries=5, http_client=httpx.Client(event_hooks=hooks))
-    stream = holder.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=60, stream=True)
+    stream = holder.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20_000, stream=True)
     next(iter(stream))
-    reading = threading.Thread(target=list, args=(stream,))
-    reading.start()
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=2)
-    reading.join(HANG_S)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.chat.completions.create, model=MODEL, messages=MESSAGES, max_tokens=2)
+        until(lambda: seen, what="a refusal")
+        stream.close()
+        answer = asked.result()
     assert answer.choices[0].message.content
     assert [status for _, _, status, _ in seen[:-1]] == [429] * (len(seen) - 1) != []
     assert seen[-1][2] == 200
@@ -230,7 +231,7 @@ def test_a_refused_request_is_told_when_to_come_back(place: Place) -> None:
     engine = place.engine()
     gateway = place.before(engine.url, limit=1)
     client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
-    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=3000, stream=True)
+    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20_000, stream=True)
     next(iter(stream))
     with pytest.raises(openai.RateLimitError) as refused:
         client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8, stream=True)
@@ -245,12 +246,14 @@ def test_a_caller_that_accepts_a_looser_class_gets_one_rather_than_a_refusal(pla
     engine = place.engine()
     gateway = place.before(engine.url, limit=1)
     client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
-    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=60, stream=True)
+    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20_000, stream=True)
     next(iter(stream))
-    answer = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=MESSAGES, max_tokens=4, stream=True, extra_headers={"x-slo-degrade": "allow"}
-    )
-    stream.close()
+    more = {"max_tokens": 4, "stream": True, "extra_headers": {"x-slo-degrade": "allow"}}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.chat.completions.with_raw_response.create, model=MODEL, messages=MESSAGES, **more)
+        until(lambda: gateway.waiting() == 1, what="the other one to wait")
+        stream.close()
+        answer = asked.result()
     assert answer.headers["x-slo-degraded-from"] == "conversational"
     assert answer.headers["x-slo-class"] != "conversational"
     answer.http_response.close()

@@ -72,14 +72,14 @@ def redis_binary() -> str:
     return shutil.which("redis-server") or ""
 
 
-def store_at(server: Server, timeout_s: float = 0.1) -> RedisStore:
+def store_at(server: Server, timeout_s: float = HANG_S) -> RedisStore:
     return RedisStore(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
 
 
 class Counting(RedisStore):
     """A store that counts what is asked of it."""
 
-    def __init__(self, server: Server, timeout_s: float = 0.1) -> None:
+    def __init__(self, server: Server, timeout_s: float) -> None:
         super().__init__(StateAddress(StateKind.SOCKET, path=str(server.socket)), timeout_s=timeout_s)
         self.calls = 0
 

@@ -12,6 +12,7 @@ import httpx
 from click.testing import CliRunner
 
 from gateway.cli.main import main
+from gateway.state.controller import EVERY_S, HOLDS_S
 from tests.conftest import Place, Process, until
 from tests.state.sharing import Server
 from tests.state.test_gateways import ask, gateways, shares
@@ -21,6 +22,11 @@ DOCUMENTATION = Path(__file__).parents[2] / "docs" / "state.md"
 
 def report(gateway: Process, by: str = "experience_class") -> dict[str, Any]:
     told: dict[str, Any] = httpx.get(f"{gateway.admin}/admin/slo", params={"by": by, "window": "5m"}).json()
+    return told
+
+
+def counted(gateway: Process) -> dict[str, Any]:
+    told: dict[str, Any] = report(gateway)["counted"]
     return told
 
 
@@ -35,8 +41,7 @@ def test_any_gateway_answers_for_all_and_a_killed_one_is_still_counted(place: Pl
         assert ask(gateway).status_code == 200
     for gateway in (first, second):
         until(lambda gateway=gateway: report(gateway)["total"]["attained"] == 3)  # type: ignore[misc]
-        assert report(gateway)["counted"]["workers"] == 2
-        assert report(gateway)["counted"]["oldest_s"] < 3.5
+        until(lambda gateway=gateway: counted(gateway)["workers"] == 2 and counted(gateway)["oldest_s"] < 3.5)  # type: ignore[misc]
         assert report(gateway)["rows"][0]["latencies"]["e2e"]["samples"] == 3
         assert report(gateway, "tenant")["rows"][0]["completed"] == 3
     name = shares(first)["worker"]
@@ -67,11 +72,12 @@ def test_exactly_one_controls_and_another_one_within_three_seconds_of_its_death(
     [other] = [gateway for gateway in both if gateway is not holder]
     holder.child.kill()
     until(lambda: shares(other)["controller"])
+    assert HOLDS_S + EVERY_S <= 3.0  # the longest that takes, a busy machine apart
     assert metric(other, "slo_gateway_controller") == 1
 
 
 def test_without_the_server_each_answers_for_itself_and_says_why(place: Place, server: Server) -> None:
-    first, second = gateways(place, server, place.engine())
+    first, second = gateways(place, server, place.engine(), state={"timeout": "100ms"})
     assert ask(first).status_code == 200
     until(lambda: report(second)["total"]["completed"] == 1)
     server.pause()
@@ -85,7 +91,7 @@ def test_without_the_server_each_answers_for_itself_and_says_why(place: Place, s
     server.go_on()
     until(lambda: shares(second)["store"]["connected"])
     until(lambda: report(second)["total"]["completed"] == 2)
-    assert metric(second, "slo_gateway_state_silent_seconds") < 2.0
+    until(lambda: metric(second, "slo_gateway_state_silent_seconds") < 2.0)
 
 
 def test_the_reader_in_the_documentation_reads_what_the_gateways_wrote(place: Place, server: Server) -> None:

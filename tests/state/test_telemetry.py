@@ -140,7 +140,7 @@ def test_workers_with_other_targets_are_added_at_the_targets_both_have() -> None
 
 def test_garbage_and_foreign_keys_under_the_windows_change_no_count(server: Server) -> None:
     async def run() -> None:
-        clock, store = Clock(), store_at(server, 1.0)
+        clock, store = Clock(), store_at(server)
         told, reads = Teller(store, "told", clock), Teller(store, "reads", clock)
         told.serve()
         await pass_time(12, told, reads)
@@ -171,7 +171,7 @@ def test_a_bomb_is_not_unpacked() -> None:
 
 def test_what_an_emptied_server_has_lost_is_told_again_within_two_flushes(server: Server) -> None:
     async def run() -> None:
-        clock, store = Clock(), store_at(server, 1.0)
+        clock, store = Clock(), store_at(server)
         told, reads = Teller(store, "told", clock), Teller(store, "reads", clock)
         for _ in range(130):
             told.serve()

@@ -259,7 +259,7 @@ def test_without_a_collector_things_are_dropped_counted_and_told_once(
 
 
 def test_a_collector_that_comes_back_is_taken_up_again(sending: Sending, collector: Collector) -> None:
-    otlp = sending(collector.url, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_EXPORTER_OTLP_TIMEOUT="0.2")
+    otlp = sending(collector.url, OTEL_BSP_SCHEDULE_DELAY="20")
     collector.status = 400
     spans_of(otlp).observe(placed(), completed(ttft_s=0.4), 2000.0)
     until(lambda: otlp.dropped["traces"] == 1)
