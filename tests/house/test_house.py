@@ -71,3 +71,19 @@ def test_requirements_are_hashed_and_record_no_address() -> None:
         text = (ROOT / "requirements" / f"{name}.txt").read_text()
         assert "--hash=sha256:" in text
         assert "http" not in re.sub(r"httptools|httpx[^ ]*|httpcore|proto-http|httplib|-http\b", "", text).replace("googleapis", "")
+
+
+def test_no_test_fails_because_a_machine_is_slow() -> None:
+    """What has to come is waited for as long as anything may take (HANG_S in tests/conftest.py), not for so many seconds."""
+    seconds = r"[1-9]\d*(?:\.\d+)?"
+    patterns = (
+        r"\buntil\(.*, (?:within_s=)?\d+\.\d+[,)]",
+        rf"\.(?:wait|join|result)\({seconds}\)",
+        rf"\btimeout(?:=|\(){seconds}[,)]",
+        rf"wait_for\(.*, {seconds}\)",
+        r"(?:monotonic|perf_counter)\(\) - \w+ < [\d.]+$",
+    )
+    pattern = re.compile("|".join(patterns))
+    tests = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__)]
+    found = [f"{path.relative_to(ROOT)}: {line.strip()}" for path in tests for line in path.read_text().splitlines() if pattern.search(line)]
+    assert found == []
