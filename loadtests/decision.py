@@ -27,7 +27,7 @@ from gateway.core.decide import Core
 from gateway.core.flow import Action, Outcome, Placement, Ticket
 from gateway.core.instance import Instance
 from gateway.core.policy import Policy
-from gateway.predict.latency import SETTLED_SAMPLES
+from gateway.predict.hearing import SETTLED_SAMPLES
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.fleets import MODEL, fleet
 from gateway.simulate.knee import shipped_catalog

@@ -161,15 +161,17 @@ class RatioQuantiles:
 class Drift:
     """A multiplicative bias that follows quickly when it is clearly off and hardly moves on noise."""
 
-    __slots__ = ("far", "samples", "trend", "value")
+    __slots__ = ("calm", "far", "samples", "trend", "value")
 
     FAR_RATIO = 2.0  # beyond this, for long, it is another engine than the one we knew
+    SURPRISE = 3.0  # a trend so many times the noise is not chance
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
         self.trend = 0.0  # smoothed log(actual / predicted): sustained when the bias is wrong, near 0 when it is noise
         self.samples = 0
         self.far = 0  # samples in a row with the bias beyond FAR_RATIO
+        self.calm = 0  # samples in a row that were no surprise
 
     def follow(self, ratio: float, most: float = 0.5, alertness: float = 0.3, noise: float = 0.05) -> None:
         """`ratio` = actual / (predicted x value). At most this share `most` (0..1) of a miss is believed at once; `alertness` (0..1) is how
@@ -177,6 +179,7 @@ class Drift:
         miss = log(0.1 if ratio < 0.1 else ratio if ratio < 10.0 else 10.0)
         self.trend = trend = self.trend + alertness * (miss - self.trend)
         self.samples += 1
+        self.calm = self.calm + 1 if -noise * self.SURPRISE < trend < noise * self.SURPRISE else 0
         # No further than `most`, than the trend has left the noise, and than the miss itself is worth.
         eagerness, certain = abs(miss) * 2, (abs(trend) - noise) * 5.0 * alertness
         if certain < eagerness:

@@ -1,0 +1,102 @@
+"""What instances teach: the paces of their residents and their first tokens, compared with what was expected, correct biases and models.
+
+Everything is listened to while an instance or its kind is new, and from the moment that something surprises. What has long been as expected
+is only sampled: every `FIRST_EVERY`th first token, and the pace once a second or when the resident that stands for it has ended. That is a
+tenth of the cost, and a change is noticed as soon as a sample falls out of the ordinary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.core.flow import Placement
+from gateway.predict.latency import Load
+from gateway.predict.note import Note
+from gateway.predict.pace import Probe, probe_of
+from gateway.predict.regression import Drift
+
+# The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
+PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
+SUDDEN_RATIO = 1.15
+# From then on a model that is listened to closely is moved by every fourth sample only: the bias follows all of them, at a tenth of the cost.
+SETTLED_SAMPLES = 256
+LEARN_EVERY_S = 0.02
+REDEPLOYED_SAMPLES = 20
+# An instance is known when so many samples in a row have been no surprise.
+CALM_SAMPLES = 16
+FIRST_EVERY = 8
+# A first token so many times later or sooner than expected has the next one listened to, whenever its turn would be.
+ODD_RATIO = 2.0
+
+
+def look(load: Load, residents: Iterable[Placement]) -> None:
+    """What the residents' tokens have shown up to the load's present is learnt."""
+    probe = load.probe
+    if probe is None:
+        load.probe = probe_of(residents, load)
+        return
+    steps = probe.steps(load)
+    if steps >= 0.0:
+        load.correct(steps)
+    sample = probe.sample(load)
+    if sample is not None:
+        load.probe = Probe(probe.placement, load)
+        learn_pace(load, *sample)
+
+
+def learn_pace(load: Load, features: list[float], took_s: float) -> None:
+    """One step took this long, with these residents and prompts."""
+    key, drift = load.key, load.step_drift
+    step = key.step
+    predicted_s = step.predict(features)
+    if predicted_s <= 0:
+        return
+    before = drift.value
+    if features[3]:  # prompts were read meanwhile, in whole chunks
+        drift.follow(took_s / predicted_s / before, 0.8, PACE_ALERTNESS)
+    else:
+        drift.follow(took_s / predicted_s / before, PACE_TRUST, PACE_ALERTNESS, PACE_NOISE)
+    moved = drift.value / before
+    if not 1 / SUDDEN_RATIO < moved < SUDDEN_RATIO:
+        # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise.
+        load.ttft_drift.value *= moved
+    if step.samples < SETTLED_SAMPLES or not load.watched or drift.samples % 4 == 0:
+        step.learn(features, took_s / drift.value)
+        key.version += 1
+    _heard(load, drift)
+
+
+def learn_first(load: Load, note: Note, took_s: float) -> None:
+    """The first token took this long from the sending."""
+    key, drift = load.key, load.ttft_drift
+    features = note.features
+    predicted_s = key.first.predict(features)
+    if predicted_s <= 0 or took_s <= 0:
+        return
+    ratio = took_s / predicted_s
+    key.first_ratio.add(ratio / drift.value)
+    drift.follow(ratio / drift.value)
+    # A model that has settled gains nothing from hundreds of samples a second, and they cost as much as a decision each.
+    if key.first.samples < SETTLED_SAMPLES or (drift.samples % 4 == 0 and load.at_s - load.learnt_at_s > LEARN_EVERY_S):
+        load.learnt_at_s = load.at_s
+        key.first.learn(features, took_s / drift.value)
+        key.version += 1
+    _heard(load, drift)
+
+
+def bound_first(load: Load, predicted_s: float, took_s: float) -> None:
+    """The whole answer took this long, less than its first token was expected to take: the bias is too high."""
+    load.ttft_drift.follow(max(took_s, 1e-4) / predicted_s)
+    _heard(load, load.ttft_drift)
+
+
+def _heard(load: Load, drift: Drift) -> None:
+    """How closely to listen from now on, and whether it is still the engine we knew."""
+    key, step_drift, ttft_drift = load.key, load.step_drift, load.ttft_drift
+    load.known_version = -1
+    if not drift.calm:  # what has changed one figure may be about to change the other
+        step_drift.calm = ttft_drift.calm = 0
+    load.watched = step_drift.calm < CALM_SAMPLES or key.step.samples < SETTLED_SAMPLES
+    load.first_every = 1 if ttft_drift.calm < CALM_SAMPLES or key.first.samples < SETTLED_SAMPLES else FIRST_EVERY
+    if step_drift.far >= REDEPLOYED_SAMPLES or ttft_drift.far >= REDEPLOYED_SAMPLES:
+        load.redeployed()
