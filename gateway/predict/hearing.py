@@ -18,10 +18,13 @@ from gateway.predict.regression import Drift
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
 PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
 SUDDEN_RATIO = 1.15
-# From then on a model that is listened to closely is moved by every fourth sample only: the bias follows all of them, at a tenth of the cost.
+# From then on a model that is listened to closely is moved by every fourth sample only: the bias follows all of them, at a tenth of the
+# cost.
 SETTLED_SAMPLES = 256
 LEARN_EVERY_S = 0.02
 REDEPLOYED_SAMPLES = 20
+# The resident that stands for an instance is listened to at its end, unless it was so shortly before.
+PACE_EVERY_S = 1.0
 # An instance is known when so many samples in a row have been no surprise.
 CALM_SAMPLES = 16
 FIRST_EVERY = 8
@@ -40,7 +43,7 @@ def look(load: Load, residents: Iterable[Placement]) -> None:
         load.correct(steps)
     sample = probe.sample(load)
     if sample is not None:
-        load.probe = Probe(probe.placement, load)
+        load.probe, load.paced_at_s = Probe(probe.placement, load), load.at_s
         learn_pace(load, *sample)
 
 

@@ -39,11 +39,12 @@ class Load:
     """What runs on one instance by our own count, and the figures derived from it."""
 
     __slots__ = (
-        "_a", "_b", "_base_s", "_c", "_per_first_step", "_per_further_step", "at_s", "base_s", "cautious_ratio", "context_k", "context_k_s",
-        "decoding", "first_every", "first_step_s", "fresh_at_s", "further_s", "gap_s", "key", "known_version", "learnt_at_s",
-        "others_context_k", "others_seqs", "others_unread_k", "pending", "pending_k", "per_ahead_s", "per_context_s", "per_new2_s",
-        "per_new_s", "per_sequence_s", "per_unread_s", "plain_s", "private", "probe", "read_k", "reading_ratio", "sequences_s", "shown",
-        "step_drift", "step_s", "steps", "ttft_drift", "unheard", "waiting_at_s", "waiting_k", "warmth", "watched",
+        "_a", "_b", "_base_s", "_c", "_per_first_step", "_per_further_step", "at_s", "base_s", "cautious_ratio", "context_k",
+        "context_k_s", "decoding", "first_every", "first_step_s", "fresh_at_s", "further_s", "gap_s", "key", "known_version",
+        "learnt_at_s", "others_context_k", "others_seqs", "others_unread_k", "paced_at_s", "pending", "pending_k", "per_ahead_s",
+        "per_context_s", "per_new2_s", "per_new_s", "per_sequence_s", "per_unread_s", "plain_s", "private", "probe", "read_k",
+        "reading_ratio", "sequences_s", "shown", "step_drift", "step_s", "steps", "ttft_drift", "unheard", "waiting_at_s", "waiting_k",
+        "warmth", "watched",
     )  # fmt: skip
 
     def __init__(self, key: KeyModel) -> None:
@@ -56,7 +57,7 @@ class Load:
         self.watched = True
         self.first_every = 1
         self.unheard = 0  # first tokens since the last one that was learnt from
-        self.learnt_at_s = -1.0
+        self.learnt_at_s = self.paced_at_s = -1.0  # when a first token has last moved its kind's model, and a pace its bias
         self.probe: Probe | None = None
         self.pending: deque[Placement] = deque()  # sent, no first token yet, in the order the engine reads them
         self.pending_k = 0.0  # prompt tokens of theirs to be read, thousands

@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.core.flow import Considered, Outcome, Placement, Prediction, Result, Ticket
 from gateway.core.instance import Instance
-from gateway.predict.hearing import FIRST_EVERY, ODD_RATIO, bound_first, learn_first, look
+from gateway.predict.hearing import FIRST_EVERY, ODD_RATIO, PACE_EVERY_S, bound_first, learn_first, look
 from gateway.predict.kinds import StepFacts
 from gateway.predict.latencies import Latencies
 from gateway.predict.latency import CHUNK_K, FRESH_S, Load
@@ -150,7 +150,8 @@ class LearningPredictor:
                 load.advance(now_s)
             if load.shown:
                 probe = load.probe
-                if load.watched or (probe is not None and probe.placement is placement):
+                ends_it = probe is not None and probe.placement is placement
+                if load.watched or (ends_it and now_s - load.paced_at_s > PACE_EVERY_S):
                     look(load, instance.residents)
             if completed and not request.stream:
                 # Nobody saw its first token, but it came before the end: a prediction beyond that was wrong.
@@ -159,9 +160,8 @@ class LearningPredictor:
                 if took_s < predicted_s:
                     bound_first(load, predicted_s, took_s)
             load.ends(placement, note, now_s)
-        tokens = outcome.output_tokens
-        if completed and tokens > 0:
-            most = request.max_output_tokens
+        if completed:
+            tokens, most = outcome.output_tokens, request.max_output_tokens
             self.lengths.learn(request.tenant, request.app, placement.ticket.tag.use_case, tokens, most is not None and tokens >= most)
 
     def passing(self, instance: Instance, now_s: float) -> None:
