@@ -13,7 +13,6 @@ from gateway.core.flow import Placement
 from gateway.predict.latency import Load
 from gateway.predict.note import Note
 from gateway.predict.pace import Probe, probe_of
-from gateway.predict.regression import Drift
 
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
 PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
@@ -26,10 +25,10 @@ REDEPLOYED_SAMPLES = 20
 # The resident that stands for an instance is listened to at its end, unless it was so shortly before.
 PACE_EVERY_S = 1.0
 # An instance is known when so many samples in a row have been no surprise.
-CALM_SAMPLES = 16
-FIRST_EVERY = 8
+CALM_SAMPLES = 8
+FIRST_EVERY = 16
 # A first token so many times later or sooner than expected has the next one listened to, whenever its turn would be.
-ODD_RATIO = 2.0
+ODD_RATIO = 1.6
 
 
 def look(load: Load, residents: Iterable[Placement]) -> None:
@@ -63,10 +62,11 @@ def learn_pace(load: Load, features: list[float], took_s: float) -> None:
     if not 1 / SUDDEN_RATIO < moved < SUDDEN_RATIO:
         # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise.
         load.ttft_drift.value *= moved
+        load.ttft_drift.calm = 0
     if step.samples < SETTLED_SAMPLES or not load.watched or drift.samples % 4 == 0:
         step.learn(features, took_s / drift.value)
         key.version += 1
-    _heard(load, drift)
+    _heard(load)
 
 
 def learn_first(load: Load, note: Note, took_s: float) -> None:
@@ -84,21 +84,19 @@ def learn_first(load: Load, note: Note, took_s: float) -> None:
         load.learnt_at_s = load.at_s
         key.first.learn(features, took_s / drift.value)
         key.version += 1
-    _heard(load, drift)
+    _heard(load)
 
 
 def bound_first(load: Load, predicted_s: float, took_s: float) -> None:
     """The whole answer took this long, less than its first token was expected to take: the bias is too high."""
     load.ttft_drift.follow(max(took_s, 1e-4) / predicted_s)
-    _heard(load, load.ttft_drift)
+    _heard(load)
 
 
-def _heard(load: Load, drift: Drift) -> None:
+def _heard(load: Load) -> None:
     """How closely to listen from now on, and whether it is still the engine we knew."""
     key, step_drift, ttft_drift = load.key, load.step_drift, load.ttft_drift
     load.known_version = -1
-    if not drift.calm:  # what has changed one figure may be about to change the other
-        step_drift.calm = ttft_drift.calm = 0
     load.watched = step_drift.calm < CALM_SAMPLES or key.step.samples < SETTLED_SAMPLES
     load.first_every = 1 if ttft_drift.calm < CALM_SAMPLES or key.first.samples < SETTLED_SAMPLES else FIRST_EVERY
     if step_drift.far >= REDEPLOYED_SAMPLES or ttft_drift.far >= REDEPLOYED_SAMPLES:

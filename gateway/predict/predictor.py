@@ -20,6 +20,7 @@ from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios
 
 STATE_VERSION = 1
+COMPLETED = Result.COMPLETED  # to look a member up costs more than all that is done with it
 
 
 class LearningPredictor:
@@ -144,7 +145,7 @@ class LearningPredictor:
         """It is over: its length is learnt if it completed, and its place is free."""
         load: Load = instance.load or self._meet(instance)
         note: Note | None = placement.features
-        request, completed = placement.ticket.request, outcome.result is Result.COMPLETED
+        request, completed = placement.ticket.request, outcome.result is COMPLETED
         if note is not None:
             if load.at_s < now_s:
                 load.advance(now_s)
