@@ -1,8 +1,9 @@
 """What instances teach: the paces of their residents and their first tokens, compared with what was expected, correct biases and models.
 
-Everything is listened to while an instance or its kind is new, and from the moment that something surprises. What has long been as expected
-is only sampled: every `FIRST_EVERY`th first token, and the pace once a second or when the resident that stands for it has ended. That is a
-tenth of the cost, and a change is noticed as soon as a sample falls out of the ordinary.
+Everything is listened to while an instance or its kind is new, and from the moment that something surprises. What has been as expected for
+a while is only sampled: every `FIRST_EVERY`th first token, and the pace once a second (`passing`) or, where answers are shorter than that,
+when the resident that stands for it ends. That is a tenth of the cost, and a change is noticed by the first sample that is out of the
+ordinary; when it was a sudden one of the pace, or a single first token was far off, first tokens are listened to as well.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from gateway.predict.pace import Probe, probe_of
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
 PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
 SUDDEN_RATIO = 1.15
-# From then on a model that is listened to closely is moved by every fourth sample only: the bias follows all of them, at a tenth of the
-# cost.
-SETTLED_SAMPLES = 256
+# From then on not all that is listened to closely moves a kind's model, but every fourth sample: the bias follows all of them, at a tenth
+# of the cost. Nor do first tokens do so more often than this.
+SETTLED_SAMPLES, SETTLED_EVERY = 256, 4
 LEARN_EVERY_S = 0.02
 REDEPLOYED_SAMPLES = 20
 # The resident that stands for an instance is listened to at its end, unless it was so shortly before.
@@ -63,7 +64,7 @@ def learn_pace(load: Load, features: list[float], took_s: float) -> None:
         # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise.
         load.ttft_drift.value *= moved
         load.ttft_drift.calm = 0
-    if step.samples < SETTLED_SAMPLES or not load.watched or drift.samples % 4 == 0:
+    if step.samples < SETTLED_SAMPLES or not load.watched or drift.samples % SETTLED_EVERY == 0:
         step.learn(features, took_s / drift.value)
         key.version += 1
     _heard(load)
@@ -80,7 +81,8 @@ def learn_first(load: Load, note: Note, took_s: float) -> None:
     key.first_ratio.add(ratio / drift.value)
     drift.follow(ratio / drift.value)
     # A model that has settled gains nothing from hundreds of samples a second, and they cost as much as a decision each.
-    if key.first.samples < SETTLED_SAMPLES or (drift.samples % 4 == 0 and load.at_s - load.learnt_at_s > LEARN_EVERY_S):
+    turn = (load.first_every > 1 or drift.samples % SETTLED_EVERY == 0) and load.at_s - load.learnt_at_s > LEARN_EVERY_S
+    if turn or key.first.samples < SETTLED_SAMPLES:
         load.learnt_at_s = load.at_s
         key.first.learn(features, took_s / drift.value)
         key.version += 1

@@ -1,4 +1,4 @@
-"""What one kind of instance is like: a model of its steps and one of its first tokens, begun at shipped facts, corrected by latency.py.
+"""What one kind of instance is like: a model of its steps and one of its first tokens, begun at shipped facts, corrected by hearing.py.
 
 Instances of one kind share these; how far each differs from its kind is kept with its load.
 """

@@ -1,6 +1,6 @@
 """The loads of all instances and the models of their kinds: made at first sight, saved and restored over restarts.
 
-What is predicted of one instance, and how it is learnt, is latency.py's business.
+What is predicted of one instance is latency.py's business, how it is learnt hearing.py's.
 """
 
 from __future__ import annotations

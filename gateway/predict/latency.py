@@ -1,16 +1,16 @@
-"""How long an instance will take: time to the first token and between tokens, learnt online from what the gateway itself sees.
+"""How long an instance will take: time to the first token and between tokens, by what the gateway itself has sent there.
 
 Two small linear models per `InstanceSpec.predictor_key` (GPU, model, engine configuration), shared by all instances of the key, and a
 multiplicative bias per instance for each. They begin at shipped facts (step times `a, b, c, d`, see config/gpus.yaml) and are corrected by
-every first token and by the pace at which residents' tokens arrive. Nothing is scraped, so nothing is stale.
+first tokens and by the pace at which residents' tokens arrive (hearing.py). Nothing is scraped, so nothing is stale.
 
 - One step (a token for every resident), seconds: `a + b * sequences + c * context + d * prompt tokens prefilled in it`.
 - First token, seconds from the sending: `1, new, new^2, ahead, first step, further steps`: `new` are prompt tokens without a warm prefix,
   `ahead` the prompt tokens the engine reads before ours, both in thousands, and a step is what the first model says of the residents.
 
-What depends on the instance alone is kept ready in `Load`: marked stale when something starts, answers or ends there and renewed when it
-is next looked at, so that asking for one more instance costs about a microsecond (predictor.py asks, in one loop over all of them). How
-long outputs are and which prompts are warm is left to lengths.py and prefix.py.
+What depends on the instance alone is kept ready in `Load`: marked stale when something answers or ends there and renewed when it is next
+looked at, so that asking for one more instance costs about a microsecond (predictor.py asks, in one loop over all of them). How long
+outputs are and which prompts are warm is left to lengths.py and prefix.py.
 """
 
 from __future__ import annotations
