@@ -98,7 +98,7 @@ def bound_first(load: Load, predicted_s: float, took_s: float) -> None:
 def _heard(load: Load) -> None:
     """How closely to listen from now on, and whether it is still the engine we knew."""
     key, step_drift, ttft_drift = load.key, load.step_drift, load.ttft_drift
-    load.known_version = -1
+    load.known_version, load.fresh_at_s = -1, -1.0
     load.watched = step_drift.calm < CALM_SAMPLES or key.step.samples < SETTLED_SAMPLES
     load.first_every = 1 if ttft_drift.calm < CALM_SAMPLES or key.first.samples < SETTLED_SAMPLES else FIRST_EVERY
     if step_drift.far >= REDEPLOYED_SAMPLES or ttft_drift.far >= REDEPLOYED_SAMPLES:

@@ -258,15 +258,15 @@ class Load:
                 self.steps = self.context_k = 0.0
             else:
                 self.context_k -= (note.context_tokens + (self.steps - note.first_steps) * sequences) / 1000
-            probe = self.probe
-            if probe is not None and probe.placement is placement:
-                self.probe = None
         elif placement in self.pending:
             self.pending.remove(placement)
             self.pending_k = self.pending_k - note.new_k if self.pending else 0.0
             left_k = self.unread_k(now_s) - note.new_k
             self.waiting_k = left_k if left_k > 0.0 else 0.0
             self.waiting_at_s = now_s
+        probe = self.probe
+        if probe is not None and probe.placement is placement:
+            self.probe = None
         self.fresh_at_s = -1.0
 
     def redeployed(self) -> None:
