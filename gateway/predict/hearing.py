@@ -18,8 +18,8 @@ from gateway.predict.pace import Probe, probe_of
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
 PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
 SUDDEN_RATIO = 1.15
-# From then on not all that is listened to closely moves a kind's model, but every fourth sample: the bias follows all of them, at a tenth
-# of the cost. Nor do first tokens do so more often than this.
+# From then on not all that is listened to moves a kind's model, but every fourth sample: the bias follows all of them, at a tenth of the
+# cost. Nor do first tokens do so more often than this. Paces that are looked at once a second are few enough.
 SETTLED_SAMPLES, SETTLED_EVERY = 256, 4
 LEARN_EVERY_S = 0.02
 REDEPLOYED_SAMPLES = 20
@@ -81,8 +81,7 @@ def learn_first(load: Load, note: Note, took_s: float) -> None:
     key.first_ratio.add(ratio / drift.value)
     drift.follow(ratio / drift.value)
     # A model that has settled gains nothing from hundreds of samples a second, and they cost as much as a decision each.
-    turn = (load.first_every > 1 or drift.samples % SETTLED_EVERY == 0) and load.at_s - load.learnt_at_s > LEARN_EVERY_S
-    if turn or key.first.samples < SETTLED_SAMPLES:
+    if key.first.samples < SETTLED_SAMPLES or (drift.samples % SETTLED_EVERY == 0 and load.at_s - load.learnt_at_s > LEARN_EVERY_S):
         load.learnt_at_s = load.at_s
         key.first.learn(features, took_s / drift.value)
         key.version += 1

@@ -22,9 +22,8 @@ PER_OCTAVE = 4
 PRIOR_ANSWERS = 8.0
 HALF_LIFE_ANSWERS = 400.0
 _KEEP = 0.5 ** (1.0 / HALF_LIFE_ANSWERS)
-# Of an application that is known for so many answers, this many at a time are counted: they would hardly move anything one by one.
-KNOWN_ANSWERS = 64
-BATCH_ANSWERS = 16
+# Answers are counted a few at a time, a quarter of those that are known already and at most so many: one by one they would move little.
+BATCH_SHARE, BATCH_ANSWERS = 4, 16
 
 # The profile's length is the middle of a broad guess: lengths in traces spread by a factor of about two each way.
 _PRIOR_SHAPE = [math.exp(-0.5 * ((i - 6) / 3.0) ** 2) for i in range(13)]
@@ -91,7 +90,7 @@ class _Line:
     def __init__(self, sketches: tuple[_Sketch, _Sketch, _Sketch]) -> None:
         self.sketches = sketches
         self.bins: list[int] = []  # of answers that are not counted yet
-        self.batch = BATCH_ANSWERS if sketches[2].seen >= KNOWN_ANSWERS else 1
+        self.batch = 1  # they are when there are so many
         self.expected_tokens = 0.0
         self.expected_at = -1  # answers seen then; < 0 = not asked yet
 
@@ -127,8 +126,7 @@ class Lengths:
             for sketch in line.sketches:
                 sketch.add(bins)
             bins.clear()
-            if line.sketches[2].seen >= KNOWN_ANSWERS:
-                line.batch = BATCH_ANSWERS
+            line.batch = min(max(line.sketches[2].seen // BATCH_SHARE, 1), BATCH_ANSWERS)
 
     def _begin(self, key: Key) -> _Line:
         """The first answer of an application: its sketches are kept from now on."""
@@ -152,7 +150,7 @@ class Lengths:
         seen = fine.seen or coarse.seen
         # Recomputed after each of the first answers, then when a sixteenth of what fades has come on top.
         since = seen - line.expected_at
-        if since and (line.expected_at < 0 or seen <= KNOWN_ANSWERS or since * 16 >= min(seen, 2 * HALF_LIFE_ANSWERS)):
+        if since and (line.expected_at < 0 or seen <= 64 or since * 16 >= min(seen, 2 * HALF_LIFE_ANSWERS)):
             line.expected_tokens = self._quantile(line, profile_tokens)
             line.expected_at = seen
         tokens = line.expected_tokens
