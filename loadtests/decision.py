@@ -7,7 +7,7 @@ starts. `decision` is one look for a place: the policy and all its predictions. 
 up to date: start, first token and end. Only what happens while at least half of the queue stands is counted. CPU time of this thread,
 and of several runs, which do the same to the last decision, the least of each: what else the machine does is not in it, nor what looking at
 that clock takes. `settled`: the predictor once its models have learnt what they will (SETTLED_SAMPLES of each kind), as it goes on for
-days; before, it learns from every sample.
+days; before, it learns from every sample. `second`: its look at an instance once a second, beside requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gateway.core.decide import Core
 from gateway.core.flow import Action, Outcome, Placement, Ticket
 from gateway.core.instance import Instance
 from gateway.core.policy import Policy
-from gateway.predict.latency import SETTLED_SAMPLES
+from gateway.predict.hearing import SETTLED_SAMPLES
 from gateway.predict.predictor import LearningPredictor
 from gateway.simulate.fleets import MODEL, fleet
 from gateway.simulate.knee import shipped_catalog
@@ -89,6 +89,9 @@ class TimedPredictor(LearningPredictor):
 
     def finished(self, placement: Placement, instance: Instance, *more: Any) -> None:
         self.timer.of(self.name(instance), super().finished, placement, instance, *more)
+
+    def passing(self, instance: Instance, now_s: float) -> None:
+        self.timer.of("second", super().passing, instance, now_s)
 
 
 class TimedCore(Core):
@@ -174,7 +177,7 @@ def main() -> None:
         print(json.dumps(told))
         return
     print(f"{given.policy}, {given.instances} instances, about {given.queued} waiting, {given.rate:g} more a second")
-    for name in ("arrival", "first_token", "end", "decision", "predictor", "settled"):
+    for name in ("arrival", "first_token", "end", "decision", "predictor", "settled", "second"):
         row = figures.get(name, {})
         print(f"{name:>12}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
 

@@ -10,6 +10,8 @@ from math import exp
 
 from gateway.core.flow import Outcome, Placement, Result
 
+FAILED, CLIENT_GONE = Result.FAILED, Result.CLIENT_GONE  # to look a member up costs as much as a whole line here
+
 MEMORY_S = 30.0
 # The share of misses at which likelihood counts in full: well before the twentieth that a p95 leaves is used up.
 SPENT_RATIO = 0.02
@@ -21,7 +23,7 @@ def missed(placement: Placement, outcome: Outcome) -> bool:
     """Did it break a promise of its own? Of one that does not stream its user sees the end only."""
     targets, streams = placement.ticket.tag.targets, placement.ticket.request.stream
     return (
-        outcome.result is Result.FAILED
+        outcome.result is FAILED
         or (outcome.e2e_s or 0.0) > targets.e2e_s
         or (streams and ((outcome.ttft_s or 0.0) > targets.ttft_s or (outcome.tpot_s or 0.0) > targets.itl_s))
     )
@@ -33,19 +35,33 @@ class Budget:
     __slots__ = ("_by_model",)
 
     def __init__(self) -> None:
-        self._by_model: dict[str, tuple[float, float, float]] = {}  # answers and misses, fading, and as of when
+        self._by_model: dict[str, list[float]] = {}  # answers and misses, fading, and as of when
 
     def learn(self, placement: Placement, outcome: Outcome) -> None:
         """It is over."""
         ticket = placement.ticket
-        if outcome.result is Result.CLIENT_GONE:
+        if outcome.result is CLIENT_GONE:
             return
-        now_s = max(ticket.request.arrived_at_s + (outcome.e2e_s or 0.0), placement.started_at_s)
-        answers, misses, at_s = self._by_model.get(ticket.model, (0.0, 0.0, now_s))
-        keep = exp(min(at_s - now_s, 0.0) / MEMORY_S)
-        self._by_model[ticket.model] = answers * keep + 1.0, misses * keep + missed(placement, outcome), max(now_s, at_s)
+        now_s = ticket.request.arrived_at_s + (outcome.e2e_s or 0.0)
+        if now_s < placement.started_at_s:
+            now_s = placement.started_at_s
+        known = self._by_model.get(ticket.model)
+        if known is None:
+            known = self._by_model[ticket.model] = [0.0, 0.0, now_s]
+        passed_s = now_s - known[2]
+        if passed_s > 0.0:
+            keep = exp(-passed_s / MEMORY_S)
+            known[0] *= keep
+            known[1] *= keep
+            known[2] = now_s
+        known[0] += 1.0
+        if missed(placement, outcome):
+            known[1] += 1.0
 
     def left_ratio(self, model: str) -> float:
         """1 = hardly anything has missed of late, 0 = as much as should give to think."""
-        answers, misses, _ = self._by_model.get(model, (0.0, 0.0, 0.0))
-        return max(1.0 - misses / (SPENT_RATIO * (answers + PRIOR_ANSWERS)), 0.0)
+        known = self._by_model.get(model)
+        if known is None or not known[1]:
+            return 1.0
+        left_ratio = 1.0 - known[1] / (SPENT_RATIO * (known[0] + PRIOR_ANSWERS))
+        return left_ratio if left_ratio > 0.0 else 0.0

@@ -1,4 +1,4 @@
-"""What one kind of instance is like: a model of its steps and one of its first tokens, begun at shipped facts, corrected by latency.py.
+"""What one kind of instance is like: a model of its steps and one of its first tokens, begun at shipped facts, corrected by hearing.py.
 
 Instances of one kind share these; how far each differs from its kind is kept with its load.
 """
@@ -19,7 +19,7 @@ UNKNOWN_GPU: StepFacts = (15.0, 0.01, 0.2, 120.0)  # between an A100 and an L40S
 class KeyModel:
     """What is known of one kind of instance."""
 
-    __slots__ = ("batches", "first", "first_ratio", "step")
+    __slots__ = ("batches", "first", "first_ratio", "step", "version")
 
     def __init__(self, facts: StepFacts) -> None:
         a, b, c, d = (max(fact, 1e-4) / 1000 for fact in facts)
@@ -32,6 +32,7 @@ class KeyModel:
             self.step = Regression([a, 0.0, 0.0, 0.0], [4 * a, 0.0, 0.0, 0.0])
             self.first = Regression([0.3, d, 0.0, 0.0, 0.0, 0.0], [0.5, d, d / 20, 0.0, 0.0, 0.0])
         self.first_ratio = RatioQuantiles()
+        self.version = 0  # of what is known, so that nobody takes it up twice
 
     def state(self) -> dict[str, Any]:
         return {"step": self.step.state(), "first": self.first.state(), "first_ratio": self.first_ratio.state()}
@@ -40,6 +41,7 @@ class KeyModel:
         self.step.restore(state["step"])
         self.first.restore(state["first"])
         self.first_ratio.restore(state["first_ratio"])
+        self.version += 1
 
     def fork(self, step_ratio: float, first_ratio: float) -> KeyModel:
         """A model of its own for an instance that has become another engine than its kind: same shape, new doubt."""

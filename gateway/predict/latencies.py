@@ -1,6 +1,6 @@
 """The loads of all instances and the models of their kinds: made at first sight, saved and restored over restarts.
 
-What is predicted of one instance, and how it is learnt, is latency.py's business.
+What is predicted of one instance is latency.py's business, how it is learnt hearing.py's.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Latencies:
         if kept is not None:
             load.ttft_drift.value, load.step_drift.value = float(kept["ttft"]), float(kept["step"])
             if kept.get("own"):
-                batches = load._key.batches
-                load._key = KeyModel(UNKNOWN_GPU)
-                load._key.batches = batches
-                load._key.restore(kept["own"])
+                batches = load.key.batches
+                load.key = KeyModel(UNKNOWN_GPU)
+                load.key.batches = batches
+                load.key.restore(kept["own"])
                 load.private = True
         else:
             # A new sibling is expected to be as far from the facts as those that are known.

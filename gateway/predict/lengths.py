@@ -8,9 +8,10 @@ something to say is blended with the coarser ones, and the caller's own maximum 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator
 from functools import cache
-from math import log2
+from itertools import accumulate
 from typing import Any, cast
 
 MAX_KEYS = 20_000
@@ -21,6 +22,8 @@ PER_OCTAVE = 4
 PRIOR_ANSWERS = 8.0
 HALF_LIFE_ANSWERS = 400.0
 _KEEP = 0.5 ** (1.0 / HALF_LIFE_ANSWERS)
+# Answers are counted a few at a time, a quarter of those that are known already and at most so many: one by one they would move little.
+BATCH_SHARE, BATCH_ANSWERS = 4, 16
 
 # The profile's length is the middle of a broad guess: lengths in traces spread by a factor of about two each way.
 _PRIOR_SHAPE = [math.exp(-0.5 * ((i - 6) / 3.0) ** 2) for i in range(13)]
@@ -31,6 +34,9 @@ Key = tuple[Any, ...]
 
 def _bin_of(tokens: float) -> int:
     return min(max(round(math.log2(max(tokens, 1.0)) * PER_OCTAVE), 0), BINS - 1)
+
+
+_BIN_OF = bytes(_bin_of(tokens) for tokens in range(4096))  # of the usual lengths
 
 
 def _tokens_of(index: float) -> float:
@@ -46,9 +52,6 @@ def _prior(middle: int) -> tuple[float, ...]:
     return tuple(blend)
 
 
-_MIDDLES = [_tokens_of(index) for index in range(BINS)]
-
-
 class _Sketch:
     """A decaying histogram of lengths. `weight` is the next answer's and grows, so that old ones fade without touching them."""
 
@@ -58,6 +61,19 @@ class _Sketch:
         self.counts = counts
         self.weight = weight
         self.seen = seen
+
+    def add(self, bins: list[int]) -> None:
+        """Answers of these bins are counted, with one weight; beyond BINS, of those that ended at the caller's maximum, with half of it."""
+        self.weight = weight = self.weight / (_KEEP if len(bins) == 1 else _KEEP ** len(bins))
+        self.seen += len(bins)
+        counts, half = self.counts, weight * 0.5
+        for index in bins:
+            if index < BINS:
+                counts[index] += weight
+            else:
+                counts[index - BINS] += half
+        if weight > 1e6:
+            self.shrink()
 
     def shrink(self) -> None:
         """Count on from 1, before figures grow too large."""
@@ -69,16 +85,18 @@ class _Sketch:
 class _Line:
     """What is known of one application, from coarse to fine: the sketches it learns with, and the last expectation with its age."""
 
-    __slots__ = ("expected_at", "expected_tokens", "sketches")
+    __slots__ = ("batch", "bins", "expected_at", "expected_tokens", "sketches")
 
     def __init__(self, sketches: tuple[_Sketch, _Sketch, _Sketch]) -> None:
         self.sketches = sketches
+        self.bins: list[int] = []  # of answers that are not counted yet
+        self.batch = 1  # they are when there are so many
         self.expected_tokens = 0.0
         self.expected_at = -1  # answers seen then; < 0 = not asked yet
 
 
 class Lengths:
-    """Learns from `learn`, answers `expected` (a value for load and deadlines) and `quantile`."""
+    """Learns from `learn`, answers `expected`: a value for load and deadlines."""
 
     def __init__(self, share: float = 0.5) -> None:
         self.share = share  # which quantile `expected` is
@@ -98,20 +116,17 @@ class Lengths:
         """An answer had this many tokens. `capped`: it ended at the caller's maximum, so it says little of the application."""
         if output_tokens <= 0:
             return
-        key = (tenant, app, use_case)
-        line = self._lines.get(key)
+        line = self._lines.get((tenant, app, use_case))
         if line is None or not line.sketches[2].seen:
-            line = self._begin(key)
-        index = round(log2(output_tokens) * PER_OCTAVE)
-        if index >= BINS:
-            index = BINS - 1
-        share = 0.5 if capped else 1.0
-        for sketch in line.sketches:
-            sketch.weight = weight = sketch.weight / _KEEP
-            sketch.counts[index] += weight * share
-            sketch.seen += 1
-            if weight > 1e6:
-                sketch.shrink()
+            line = self._begin((tenant, app, use_case))
+        bins = line.bins
+        index = _BIN_OF[output_tokens] if output_tokens < len(_BIN_OF) else _bin_of(output_tokens)
+        bins.append(index + BINS if capped else index)
+        if len(bins) >= line.batch:
+            for sketch in line.sketches:
+                sketch.add(bins)
+            bins.clear()
+            line.batch = min(max(line.sketches[2].seen // BATCH_SHARE, 1), BATCH_ANSWERS)
 
     def _begin(self, key: Key) -> _Line:
         """The first answer of an application: its sketches are kept from now on."""
@@ -136,44 +151,30 @@ class Lengths:
         # Recomputed after each of the first answers, then when a sixteenth of what fades has come on top.
         since = seen - line.expected_at
         if since and (line.expected_at < 0 or seen <= 64 or since * 16 >= min(seen, 2 * HALF_LIFE_ANSWERS)):
-            line.expected_tokens = self.quantile(tenant, app, use_case, profile_tokens, self.share)
+            line.expected_tokens = self._quantile(line, profile_tokens)
             line.expected_at = seen
         tokens = line.expected_tokens
         if max_output_tokens is not None and tokens > max_output_tokens:
             return float(max_output_tokens) if max_output_tokens > 1 else 1.0
         return tokens if tokens > 1.0 else 1.0
 
-    def quantile(self, tenant: str, app: int, use_case: str, profile_tokens: int, share: float) -> float:
-        """The output length below which `share` (0..1) of such answers stay."""
-        blend = self._blend(tenant, app, use_case, profile_tokens)
-        wanted, seen = share * sum(blend), 0.0
-        for index, count in enumerate(blend):
-            if count and seen + count >= wanted:
-                return _tokens_of(index - 0.5 + (wanted - seen) / count)
-            seen += count
-        return float(profile_tokens)
-
-    def _blend(self, tenant: str, app: int, use_case: str, profile_tokens: int) -> Sequence[float]:
-        """Each level's counts with the coarser level as PRIOR_ANSWERS of its own; the profile is the coarsest."""
-        blend: Sequence[float] = _prior(_bin_of(profile_tokens))
-        for key in ((use_case,), (tenant, use_case), (tenant, app, use_case)):
-            sketch = self._sketches.get(key)
-            if sketch is not None:
-                unit = 1.0 / sketch.weight
-                mixed = [count * unit + prior * PRIOR_ANSWERS for count, prior in zip(sketch.counts, blend, strict=True)]
-                total = sum(mixed)
-                blend = [count / total for count in mixed]
-        return blend
-
-    def remaining(self, tenant: str, app: int, use_case: str, profile_tokens: int, done_tokens: int) -> float:
-        """How many more tokens an answer that already has `done_tokens` is likely to have (mean)."""
-        blend = self._blend(tenant, app, use_case, profile_tokens)
-        start = _bin_of(done_tokens) if done_tokens > 0 else 0
-        total = sum(blend[start:])
-        if total <= 1e-9:
-            return max(done_tokens * 0.25, 1.0)
-        mean = sum(count * middle for count, middle in zip(blend[start:], _MIDDLES[start:], strict=True)) / total
-        return max(mean - done_tokens, 1.0)
+    def _quantile(self, line: _Line, profile_tokens: int) -> float:
+        """The output length below which `share` (0..1) of such answers stay. Each level's counts are blended with the coarser level as
+        PRIOR_ANSWERS of its own; the profile is the coarsest."""
+        weights, weight = [], 1.0
+        for sketch in reversed(line.sketches):  # of each level in the blend, the finest first: the coarser ones share what it leaves
+            answers = sum(sketch.counts) / sketch.weight
+            weights.append(weight / (answers + PRIOR_ANSWERS) / sketch.weight)
+            weight *= PRIOR_ANSWERS / (answers + PRIOR_ANSWERS)
+        fine, middle, coarse = weights
+        coarsest, middling, finest = (sketch.counts for sketch in line.sketches)
+        prior = _prior(_bin_of(profile_tokens))
+        rows = zip(prior, coarsest, middling, finest, strict=True)
+        shares = list(accumulate([p * weight + q * coarse + r * middle + s * fine for p, q, r, s in rows]))
+        wanted = self.share * shares[-1]
+        index = bisect_left(shares, wanted)
+        below = shares[index - 1] if index else 0.0
+        return _tokens_of(index - 0.5 + (wanted - below) / (shares[index] - below))
 
     def _evict(self) -> None:
         """Forget the tenth of the applications that were learnt first."""
@@ -182,7 +183,8 @@ class Lengths:
         self._lines.clear()
 
     def state(self) -> list[list[Any]]:
-        """Plain values, for saving: key, weight, count of answers, and the bins that are not empty."""
+        """Plain values, for saving: key, weight, count of answers, and the bins that are not empty. The last few answers of each
+        application may be missing."""
         return list(self.rows(MAX_KEYS))
 
     def rows(self, most: int) -> Iterator[list[Any]]:

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 
 class Note:
-    """What was believed when a placement started (`Placement.features`), to learn from when the truth is known."""
+    """`Placement.features`. Filled in by latency.py's `Load.starts` attribute by attribute: one is made for every request, and a call
+    of `__init__` would cost twice as much."""
 
     __slots__ = (
-        "_ahead_k", "_first_step_s", "_further", "context_tokens", "expected_first_at_s", "first_steps", "new_k", "seen", "sequences",
+        "ahead_k", "context_tokens", "expected_first_at_s", "first_step_s", "first_steps", "further_s", "new_k", "seen", "sequences",
         "warm_tokens",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        new_k: float,
-        ahead_k: float,
-        first_step_s: float,
-        further: float,
-        context_tokens: int,
-        warm_tokens: float,
-        sequences: int,
-        expected_first_at_s: float,
-    ) -> None:
-        self.new_k = new_k
-        self._ahead_k = ahead_k
-        self._first_step_s = first_step_s
-        self._further = further
-        self.context_tokens = context_tokens
-        self.warm_tokens = warm_tokens
-        self.sequences = sequences
-        self.expected_first_at_s = expected_first_at_s
-        self.first_steps = -1.0  # the instance's step count at its first token, < 0 = none yet
-        self.seen = False  # somebody told us of its first token; without it is only reckoned
+    new_k: float  # prompt tokens to be read, thousands
+    ahead_k: float  # prompt tokens read before them, thousands
+    first_step_s: float  # the step of its first token
+    further_s: float  # the steps of further chunks
+    context_tokens: int
+    warm_tokens: float
+    sequences: int
+    expected_first_at_s: float
+    first_steps: float  # the instance's step count at its first token, < 0 = none yet
+    seen: bool  # somebody told us of its first token; without it is only reckoned
 
     @property
     def features(self) -> list[float]:
         """What the model of first tokens looks at."""
-        new_k, first_step_s, further = self.new_k, self._first_step_s, self._further
-        return [1.0, new_k, new_k * new_k, self._ahead_k, first_step_s, further]
+        new_k = self.new_k
+        return [1.0, new_k, new_k * new_k, self.ahead_k, self.first_step_s, self.further_s]

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.core.flow import Considered, Outcome, Placement, Prediction, Result, Ticket
 from gateway.core.instance import Instance
+from gateway.predict.hearing import FIRST_EVERY, ODD_RATIO, PACE_EVERY_S, bound_first, learn_first, look
 from gateway.predict.kinds import StepFacts
 from gateway.predict.latencies import Latencies
 from gateway.predict.latency import CHUNK_K, FRESH_S, Load
@@ -19,6 +20,7 @@ from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios
 
 STATE_VERSION = 1
+COMPLETED = Result.COMPLETED  # to look a member up costs more than all that is done with it
 
 
 class LearningPredictor:
@@ -99,11 +101,11 @@ class LearningPredictor:
     def started(self, placement: Placement, instance: Instance, now_s: float) -> None:
         """A ticket goes to an instance: what is believed now is noted, to be compared with the truth."""
         load: Load = instance.load or self._meet(instance)
-        if load.shown:
-            load.look(instance.residents, now_s)
-        elif load.at_s < now_s:
+        if load.watched and load.shown:
             load.advance(now_s)
+            look(load, instance.residents)
         if now_s - load.fresh_at_s > FRESH_S:
+            load.advance(now_s)
             load.refresh(now_s)
         request, warm_tokens = placement.ticket.request, 0.0
         hashes = request.prefix_hashes
@@ -119,40 +121,56 @@ class LearningPredictor:
         note: Note | None = placement.features
         if note is None:
             return
-        load.look(instance.residents, now_s)
-        if not load.answers(placement, now_s):
+        if load.at_s < now_s:
+            load.advance(now_s)
+        if load.watched and load.shown:
+            look(load, instance.residents)
+        if not load.answers(placement, note, now_s):
             return
-        took_s = now_s - placement.started_at_s
-        warm_s = note.warm_tokens * load.per_new_s
-        if warm_s > 0.2 * took_s:
-            spared_s = load.key.first.predict(note.features) * load.ttft_drift.value - took_s
-            load.warmth.learn(load.warmth.trust_ratio * (1.0 + spared_s / warm_s))
-        else:
-            load.learn_first(note, took_s)
+        started_at_s = placement.started_at_s
+        took_s, expected_s = now_s - started_at_s, note.expected_first_at_s - started_at_s
+        load.unheard += 1
+        if load.unheard >= load.first_every:
+            load.unheard = 0
+            warm_s = note.warm_tokens * load.per_new_s
+            if warm_s > 0.2 * took_s:
+                spared_s = load.key.first.predict(note.features) * load.ttft_drift.value - took_s
+                load.warmth.learn(load.warmth.trust_ratio * (1.0 + spared_s / warm_s))
+            else:
+                learn_first(load, note, took_s)
+        if took_s > expected_s * ODD_RATIO or took_s * ODD_RATIO < expected_s:
+            load.unheard = FIRST_EVERY  # the next one will tell whether that was chance
 
     def finished(self, placement: Placement, instance: Instance, outcome: Outcome, now_s: float) -> None:
         """It is over: its length is learnt if it completed, and its place is free."""
         load: Load = instance.load or self._meet(instance)
         note: Note | None = placement.features
-        request, completed = placement.ticket.request, outcome.result is Result.COMPLETED
+        request, completed = placement.ticket.request, outcome.result is COMPLETED
         if note is not None:
-            load.look(instance.residents, now_s)
+            if load.at_s < now_s:
+                load.advance(now_s)
+            if load.shown:
+                probe = load.probe
+                ends_it = probe is not None and probe.placement is placement
+                if load.watched or (ends_it and now_s - load.paced_at_s > PACE_EVERY_S):
+                    look(load, instance.residents)
             if completed and not request.stream:
                 # Nobody saw its first token, but it came before the end: a prediction beyond that was wrong.
                 started_at_s = placement.started_at_s
                 took_s, predicted_s = now_s - started_at_s, note.expected_first_at_s - started_at_s
                 if took_s < predicted_s:
-                    load.bound_first(predicted_s, took_s)
-            load.ends(placement, now_s)
-        tokens = outcome.output_tokens
-        if completed and tokens > 0:
-            most = request.max_output_tokens
+                    bound_first(load, predicted_s, took_s)
+            load.ends(placement, note, now_s)
+        if completed:
+            tokens, most = outcome.output_tokens, request.max_output_tokens
             self.lengths.learn(request.tenant, request.app, placement.ticket.tag.use_case, tokens, most is not None and tokens >= most)
 
     def passing(self, instance: Instance, now_s: float) -> None:
         """Time passes there: an engine that has slowed down shows it in its residents' tokens before anything begins or ends."""
         load: Load = instance.load or self._meet(instance)
-        load.look(instance.residents, now_s)
+        load.advance(now_s)
+        if load.shown:
+            look(load, instance.residents)
         load.fresh_at_s = -1.0
 
     # ---- kept over restarts

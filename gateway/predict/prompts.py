@@ -24,16 +24,16 @@ class PromptRatios:
     def tokens(self, tenant: str, model: str, text_bytes: int) -> int:
         """Estimated prompt tokens of `text_bytes` bytes of text."""
         known = self._ratios.get((tenant, model)) or self._ratios.get(("", model))
-        return max(round(text_bytes * (known[0] if known else TOKENS_PER_BYTE)), 1)
+        return round(text_bytes * (known[0] if known else TOKENS_PER_BYTE)) or 1
 
     def learn(self, tenant: str, model: str, text_bytes: int, prompt_tokens: int) -> None:
         """The engine counted `prompt_tokens` in `text_bytes`. Ratios no tokenizer has (an image in the body, say) are left out."""
-        if text_bytes < 32 or prompt_tokens <= 0 or not 0.02 <= prompt_tokens / text_bytes <= 1.5:
-            return
         self._told += 1
         known = self._ratios.get((tenant, model))
         if known is not None and known[1] > SETTLED and self._told % 8:
             return  # it hardly moves any more
+        if text_bytes < 32 or prompt_tokens <= 0 or not 0.02 <= prompt_tokens / text_bytes <= 1.5:
+            return
         sample = prompt_tokens / text_bytes
         for key in ((tenant, model), ("", model)):
             ratio, seen = self._ratios.pop(key, (sample, 0))

@@ -25,16 +25,17 @@ def _times(rows: list[list[float]], x: list[float]) -> list[float]:
     return [sum(map(mul, row, x)) for row in rows]
 
 
-def _less(rows: list[list[float]], y: list[float], x: list[float]) -> list[list[float]]:
-    """The matrix less y times x."""
-    if len(x) == 4:
-        a, b, c, d = x
-        return [[p - g * a, q - g * b, r - g * c, s - g * d] for (p, q, r, s), g in zip(rows, y, strict=True)]
+def _less(row: list[float], y: float, x: list[float]) -> list[float]:
+    """A row less y times x."""
     if len(x) == 6:
+        p, q, r, s, t, u = row
         a, b, c, d, e, f = x
-        rows_y = zip(rows, y, strict=True)
-        return [[p - g * a, q - g * b, r - g * c, s - g * d, t - g * e, u - g * f] for (p, q, r, s, t, u), g in rows_y]
-    return [[p - g * q for p, q in zip(row, x, strict=True)] for row, g in zip(rows, y, strict=True)]
+        return [p - y * a, q - y * b, r - y * c, s - y * d, t - y * e, u - y * f]
+    if len(x) == 4:
+        p, q, r, s = row
+        a, b, c, d = x
+        return [p - y * a, q - y * b, r - y * c, s - y * d]
+    return [p - y * q for p, q in zip(row, x, strict=True)]
 
 
 class Regression:
@@ -64,24 +65,22 @@ class Regression:
 
     def learn(self, features: list[float], value: float) -> None:
         """Follow one sample. `value` must be positive; a sample that is not finite is left out."""
-        if not (0.0 < value < 1e6) or not all(map(isfinite, features)):
+        if not (0.0 < value < 1e6) or not isfinite(sum(features)):
             return
         scale = 1.0 / value
         x = [feature * scale for feature in features]
-        weights, covariance, spread = self.weights, self.covariance, self.spread
+        weights, covariance, grow = self.weights, self.covariance, 1.0 / self.forgetting
         px = _times(covariance, x)
-        doubt = NOISE_RATIO**2 + sum(map(mul, x, px))
-        inverse, grow = 1.0 / doubt, 1.0 / self.forgetting
-        miss = (1.0 - sum(map(mul, weights, x))) / doubt
-        self.covariance = covariance = _less(covariance, [p * inverse for p in px], px)
-        for index, p in enumerate(px):
+        inverse = 1.0 / (NOISE_RATIO**2 + sum(map(mul, x, px)))
+        miss = (1.0 - sum(map(mul, weights, x))) * inverse
+        # Forgetting widens what the samples say nothing about without end; the prior's own doubt is doubt enough.
+        for index, (p, most) in enumerate(zip(px, self.spread, strict=True)):
+            covariance[index] = row = _less(covariance[index], p * inverse, px)
+            wider = row[index] * grow
+            if wider < most * most:
+                row[index] = wider
             weight = weights[index] + p * miss
             weights[index] = weight if weight > 0.0 else 0.0
-            row = covariance[index]
-            # Forgetting widens what the samples say nothing about without end; the prior's own doubt is doubt enough.
-            wider = row[index] * grow
-            if wider < spread[index] * spread[index]:
-                row[index] = wider
         self.samples += 1
 
     def scaled(self, ratio: float) -> Regression:
@@ -161,15 +160,17 @@ class RatioQuantiles:
 class Drift:
     """A multiplicative bias that follows quickly when it is clearly off and hardly moves on noise."""
 
-    __slots__ = ("far", "samples", "trend", "value")
+    __slots__ = ("calm", "far", "samples", "trend", "value")
 
     FAR_RATIO = 2.0  # beyond this, for long, it is another engine than the one we knew
+    SURPRISE = 3.0  # a trend so many times the noise is not chance
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
         self.trend = 0.0  # smoothed log(actual / predicted): sustained when the bias is wrong, near 0 when it is noise
         self.samples = 0
         self.far = 0  # samples in a row with the bias beyond FAR_RATIO
+        self.calm = 0  # samples in a row that were no surprise
 
     def follow(self, ratio: float, most: float = 0.5, alertness: float = 0.3, noise: float = 0.05) -> None:
         """`ratio` = actual / (predicted x value). At most this share `most` (0..1) of a miss is believed at once; `alertness` (0..1) is how
@@ -177,6 +178,7 @@ class Drift:
         miss = log(0.1 if ratio < 0.1 else ratio if ratio < 10.0 else 10.0)
         self.trend = trend = self.trend + alertness * (miss - self.trend)
         self.samples += 1
+        self.calm = self.calm + 1 if -noise * self.SURPRISE < trend < noise * self.SURPRISE else 0
         # No further than `most`, than the trend has left the noise, and than the miss itself is worth.
         eagerness, certain = abs(miss) * 2, (abs(trend) - noise) * 5.0 * alertness
         if certain < eagerness:
