@@ -114,6 +114,7 @@ class Slots:
         self.closed = closed
         self.lost: bool | None = None  # no lease of ours stands; None before the first answer, or its failure
         self.known: list[str] = [worker]  # workers that were there at the last answer
+        self._known: set[str] = set()  # others, at any answer since all was settled
         self.settled = False
         self._store = store
         self._key = key
@@ -144,12 +145,12 @@ class Slots:
 
     def _due_s(self) -> float:
         """How long after the last call the next one is due."""
-        if not self._unanswered and self._moving():
+        if self._unanswered or not self.settled:
+            return EVERY_S  # nothing moves, however often we ask
+        if self._moving():
             return BORROW_S
         if self.wanting():
             return LOOK_S
-        if self._unanswered or not self.settled:
-            return EVERY_S
         if self._idle and self.live.core.idle():
             return IDLE_S
         return min(max(EACH_S * len(self.known), FRESH_S), EVERY_S) if len(self.known) > 1 else EVERY_S
@@ -201,6 +202,7 @@ class Slots:
             msgspec.msgpack.encode(asked),
             self._calls,
             int(lapsed),
+            msgspec.msgpack.encode(sorted(self._known)),
         )
         try:
             return await self._store.run(SCRIPT, [self._key], args)
@@ -329,6 +331,7 @@ class Slots:
             except (msgspec.DecodeError, ValueError):
                 continue
         self.known = sorted({self.worker, *self._records})
+        self._known = self._records.keys() | (set() if settled else self._known)
         fleet = self.live.core.fleet
         leases: list[Lease] = []
         for (instance_id, _, _, _, _, word, _, _), (slots, limit) in zip(asked, granted, strict=False):
