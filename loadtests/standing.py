@@ -1,5 +1,5 @@
-"""What replicas.py needs before any load: engines in this process, a fleet for the mix and one for short requests, and gateways in processes
-of their own."""
+"""What replicas.py needs before any load: engines in this process, a fleet for the mix and one for short requests, and gateways in
+processes of their own."""
 
 from __future__ import annotations
 
