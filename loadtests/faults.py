@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,33 +31,13 @@ class Servers:
     sentinel: Sentinel | None = None
     cluster: Cluster | None = None
     more: list[Node | Between | Cluster] = field(default_factory=list)
-    waiting: subprocess.Popen[bytes] | None = None
 
     @property
     def node(self) -> Node:
         assert self.main is not None
         return self.main
 
-    def prepared(self) -> Servers:
-        """With a process that waits to become the next server: to start one would hold this process up."""
-        command = ["/bin/sh", "-c", 'read go; exec "$0" "$@"', *self.node.command]
-        self.waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return self
-
-    def begin_again(self) -> None:
-        """The server that was killed is there again, and empty."""
-        child, self.waiting = self.waiting, None
-        assert child is not None
-        assert child.stdin is not None
-        self.node.child = child
-        child.stdin.write(b"\n")
-        child.stdin.close()
-        while not self.node.answers():
-            time.sleep(0.01)
-
     def stop(self) -> None:
-        if self.waiting is not None:
-            self.waiting.kill()
         for one in (self.main, self.between, self.sentinel, self.cluster, *self.more):
             if one is not None:
                 one.stop() if isinstance(one, Between) else one.kill()
@@ -69,14 +48,10 @@ def one(binary: str, folder: Path) -> Servers:
     return Servers(f"redis://127.0.0.1:{node.port}", node)
 
 
-def replaceable(binary: str, folder: Path) -> Servers:
-    return one(binary, folder).prepared()
-
-
 def nobody(binary: str, folder: Path) -> Servers:
     node = Node(binary, folder).ready()
     node.kill()
-    return Servers(f"redis://127.0.0.1:{node.port}", node).prepared()
+    return Servers(f"redis://127.0.0.1:{node.port}", node)
 
 
 def reached_through(binary: str, folder: Path) -> Servers:
@@ -99,7 +74,7 @@ def clustered(binary: str, folder: Path) -> Servers:
     return Servers(cluster.url(), cluster=cluster)
 
 
-# ---- what happens to it; each returns when it is over. In a thread of its own: what it waits for must not hold the load up.
+# ---- what happens to it; each returns when it is over.
 
 
 def stopped(servers: Servers) -> None:
@@ -111,7 +86,7 @@ def stopped(servers: Servers) -> None:
 def replaced(servers: Servers) -> None:
     servers.node.kill()
     time.sleep(3.0)
-    servers.begin_again()
+    servers.node.begin_again()
 
 
 def emptied(servers: Servers) -> None:
@@ -175,7 +150,7 @@ def node_lost(servers: Servers) -> None:
 def begun(servers: Servers) -> None:
     """It was not there when the gateways began, and is now."""
     time.sleep(LASTS_S)
-    servers.begin_again()
+    servers.node.begin_again()
 
 
 @dataclass(frozen=True)
@@ -189,7 +164,7 @@ ROWS = {
     "shared": Row(one),
     "absent": Row(nobody, begun),
     "sigstop": Row(one, stopped),
-    "sigkill": Row(replaceable, replaced),
+    "sigkill": Row(one, replaced),
     "flushall": Row(one, emptied),
     "garbage": Row(one, garbage),
     "200 ms": Row(reached_through, far),

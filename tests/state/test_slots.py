@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import HANG_S
+from gateway.state import slots
 from tests.state.sharing import KEY, STANDS_S, Server, Worker, round_of
 
 
@@ -174,6 +175,76 @@ def test_whatever_becomes_of_the_keys_what_is_held_is_kept_and_no_limit_is_passe
 
         await becomes(lambda: workers[1].in_flight() and workers[2].in_flight(), step)
         assert not any(True in worker.told for worker in workers)
+
+    asyncio.run(run())
+
+
+def test_slots_move_again_as_soon_as_all_that_were_there_have_called_an_emptied_server(server: Server) -> None:
+    async def run() -> None:
+        workers = [Worker(server, name, 4, stands_s=30.0) for name in "abc"]  # nothing runs out meanwhile
+        first, *others = workers
+        await round_of(*workers, times=3)
+        first.arrive(rank=0)
+        await round_of(first)
+        for harm in (lambda client: client.flushall(), lambda client: client.hset(KEY, "c", b"\xff\xfe")):
+            harm(server.client())
+            others[0].arrive(rank=0)
+            await round_of(first, others[0], times=4)  # the third is not heard of: it may hold whatever it held
+            assert others[0].in_flight() == 0
+            await round_of(others[1], others[0])
+            assert others[0].in_flight() == 1
+            others[0].finish()
+            await round_of(*workers, times=2)
+        assert total_leased(workers) <= 4
+
+    asyncio.run(run())
+
+
+def test_whatever_is_lost_and_whoever_is_cut_off_for_a_while_no_limit_is_passed(server: Server) -> None:
+    seed = 3
+
+    async def run() -> None:
+        chance = Random(seed)
+        workers = [Worker(server, name, 5, stands_s=30.0) for name in "abcd"]
+        await settled(*workers)
+        started = moved = 0
+        for step in range(1500):
+            worker = chance.choice(workers)
+            worker.store.cut_off = chance.random() < 0.02 or (worker.store.cut_off and chance.random() < 0.8)
+            if chance.random() < 0.02:
+                server.client().flushall()
+            if chance.random() < 0.02:
+                server.client().hset(KEY, chance.choice("abcd"), b"\xff\xfe")
+            if chance.random() < 0.5:
+                worker.arrive(chance.randrange(5))
+            elif chance.random() < 0.8:
+                started += bool(worker.running)
+                worker.finish(chance)
+            before = worker.leased()
+            await worker.slots.renew()
+            moved += worker.leased() > before
+            assert total(workers) <= 5, f"seed {seed}, step {step}"
+        assert started > 100
+        assert moved > 50
+
+    asyncio.run(run())
+
+
+def test_a_server_that_is_emptied_again_and_again_is_not_asked_more_often_for_it(server: Server) -> None:
+    """What nobody may have for the moment is not asked for every ten milliseconds."""
+
+    async def run() -> None:
+        workers = [Worker(server, name, 4, stands_s=30.0) for name in "ab"]
+        lost = Worker(server, "c", 4, stands_s=30.0)
+        await round_of(*workers, lost, times=3)
+        workers[0].arrive(rank=0, count=4)
+        await round_of(*workers, times=2)
+        server.client().flushall()  # the third is not there any more, and nobody knows what it held
+        workers[1].arrive(rank=0, count=4)
+        await round_of(*workers)
+        for worker in workers:
+            assert not worker.slots.settled
+            assert worker.slots._due_at_s() == worker.slots._asked_at_s + slots.EVERY_S
 
     asyncio.run(run())
 
@@ -408,9 +479,14 @@ def test_a_lease_that_is_wanted_is_asked_for_at_once(server: Server) -> None:
         task = asyncio.ensure_future(workers[0].slots.run())
         await becomes(lambda: workers[0].slots._bell._waiting is not None, lambda: asyncio.sleep(0))
         calls = workers[0].store.calls
+        await workers[0].slots.renew()  # that there was a call just now, for another reason, is no reason to wait
+        asked_at_s = workers[0].slots._asked_at_s
         workers[0].arrive(rank=0)
+        assert workers[0].slots._due_at_s() < asked_at_s
         await becomes(lambda: workers[0].in_flight() == 1, lambda: asyncio.sleep(0))
-        assert workers[0].store.calls == calls + 1
+        assert workers[0].store.calls == calls + 2
+        workers[0].arrive(rank=0)
+        assert workers[0].slots._due_at_s() == workers[0].slots._moved_at_s + slots.BORROW_S  # but one after the other, they do
         task.cancel()
 
     asyncio.run(run())

@@ -184,6 +184,27 @@ def test_what_an_emptied_server_has_lost_is_told_again_within_two_flushes(server
     asyncio.run(run())
 
 
+def test_a_server_that_loses_everything_every_second_is_not_told_everything_every_second(server: Server) -> None:
+    async def run() -> None:
+        clock, store = Clock(), store_at(server, 1.0)
+        told, reads = Teller(store, "told", clock), Teller(store, "reads", clock)
+        for _ in range(130):
+            told.serve()
+            await pass_time(1, told)
+        written = 0
+        for _ in range(20):
+            server.client().flushall()
+            server.client().config_resetstat()
+            told.serve()
+            await pass_time(1, told)
+            written += server.client().info("commandstats")["cmdstat_hset"]["calls"]
+        assert written <= 3 * (13 + 2 + 2) + 20 * 3  # windows of ten seconds and minutes there are, and those that are open
+        await pass_time(12, told)
+        assert completed_in(await reads.fleet()) == 150
+
+    asyncio.run(run())
+
+
 def test_what_could_not_be_told_while_the_server_was_away_is_told_afterwards(server: Server) -> None:
     async def run() -> None:
         clock, store = Clock(), store_at(server)

