@@ -181,8 +181,6 @@ class ClientConnection(HttpToolsProtocol):
                     return
                 self._remember(data, end, head)
                 data = data[end:]
-                if self._head is None:
-                    return
             self._take_body(data)
         except FramingError as error:
             kind = _KINDS[error.status]
