@@ -35,7 +35,10 @@ STRENGTH, MOST_STRENGTH = 0.5, 4.0
 SETTLED_PROBABILITY = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
-LONGEST_PAUSE = 64
+# The longest pause between two looks; the second where no message has disagreed for long, so that whoever sends thousands a second is
+# not looked at a hundred times in it.
+LONGEST_PAUSE, LONGEST_PAUSE_OF_STEADY = 64, 512
+STEADY = 0.99
 # Look and second opinion are both right or both wrong more often than by chance: together each counts for this much (their temperature
 # together, in training/second.py, is 1.5), and what was said of other messages of the application for less. An opinion's smallest
 # probability, and over how many opinions their mean is taken.
@@ -87,7 +90,8 @@ class App:
             self.pause, self.due = 1, 0
         elif self.looks >= (LOOKS if named else LOOKS_OF_NAMELESS) and self._is_settled():
             self.due = self.pause
-            self.pause = min(self.pause * 2, LONGEST_PAUSE)
+            steady = self.agreed > STEADY and self.looks > LOOKS_OF_NAMELESS
+            self.pause = min(self.pause * 2, LONGEST_PAUSE_OF_STEADY if steady else LONGEST_PAUSE)
         advice = None if disagrees or mixed or not named else self.advice
         self.heeds = advice is not None
         if mixed or not named or not (looks or advice):

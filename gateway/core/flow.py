@@ -1,17 +1,22 @@
 """The values that flow: Request -> Tag -> Ticket -> Placement -> Outcome, and the actions the core answers with.
 
 Each value is made in one place (named in its docstring), read in many, and knows nothing of the next. This module imports nothing of
-ours, so every room may import it. It decides nothing.
+ours but types, so every room may import it. It decides nothing.
 
 Configuration values (targets, instance facts) are frozen: they are built once. What every request makes anew is a plain slots class,
-left unmutated by habit, except where a field says who counts in it.
+left unmutated by habit, except where a field says who counts in it. Their constructors are written out: a generated one is interpreted
+even where all else is compiled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from gateway.core.instance import Instance
+    from gateway.core.queues import Lane
 
 
 class Endpoint(StrEnum):
@@ -79,7 +84,7 @@ class SloTargets:
     e2e_limit_s: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Request:
     """What the core needs to know of a request. Made by wire/exchange from openai/body's reading, tenant and clock."""
 
@@ -92,14 +97,34 @@ class Request:
     max_output_tokens: int | None  # what the caller allows, None = unsaid
     body_bytes: int
     arrived_at_s: float  # core clock: the request's last byte was read
-    n: int = 1  # choices asked for: each occupies a sequence of the engine's batch
-    app: int = 0  # fingerprint of the application (0 = unknown), for output lengths
-    prefix_hashes: tuple[int, ...] = ()  # keyed hashes of leading prompt blocks, for prefix-cache warmth
-    fallback_models: tuple[str, ...] = ()
-    may_degrade: bool = False  # the caller accepts a looser class rather than a refusal
+    n: int  # choices asked for: each occupies a sequence of the engine's batch
+    app: int  # fingerprint of the application (0 = unknown), for output lengths
+    prefix_hashes: tuple[int, ...]  # keyed hashes of leading prompt blocks, for prefix-cache warmth
+    fallback_models: tuple[str, ...]
+    may_degrade: bool  # the caller accepts a looser class rather than a refusal
+
+    def __init__(
+        self, request_id: str, endpoint: Endpoint, model: str, tenant: str, stream: bool, prompt_tokens: int, max_output_tokens: int | None,
+        body_bytes: int, arrived_at_s: float, n: int = 1, app: int = 0, prefix_hashes: tuple[int, ...] = (),
+        fallback_models: tuple[str, ...] = (), may_degrade: bool = False,
+    ) -> None:  # fmt: skip
+        self.request_id = request_id
+        self.endpoint = endpoint
+        self.model = model
+        self.tenant = tenant
+        self.stream = stream
+        self.prompt_tokens = prompt_tokens
+        self.max_output_tokens = max_output_tokens
+        self.body_bytes = body_bytes
+        self.arrived_at_s = arrived_at_s
+        self.n = n
+        self.app = app
+        self.prefix_hashes = prefix_hashes
+        self.fallback_models = fallback_models
+        self.may_degrade = may_degrade
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Tag:
     """Whose use case this is, what it is promised, and why we think so. Made by classify."""
 
@@ -110,10 +135,23 @@ class Tag:
     tiers: tuple[str, ...]  # preferred first
     output_tokens: int  # the traffic profile's expectation
     why: str  # e.g. "header", "metadata", "key default", "structure: suffix", "learned 0.93", "fallback"
-    confidence: float = 1.0  # 0..1
+    confidence: float  # 0..1
+
+    def __init__(
+        self, use_case: str, experience_class: str, rank: int, targets: SloTargets, tiers: tuple[str, ...], output_tokens: int, why: str,
+        confidence: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.use_case = use_case
+        self.experience_class = experience_class
+        self.rank = rank
+        self.targets = targets
+        self.tiers = tiers
+        self.output_tokens = output_tokens
+        self.why = why
+        self.confidence = confidence
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class Ticket:
     """A request that stands in line. Made by core/decide.arrived. Identity is the object: compare with `is`."""
 
@@ -122,25 +160,51 @@ class Ticket:
     ttft_deadline_at_s: float
     e2e_deadline_at_s: float
     expected_output_tokens: float  # for load
-    handle: Any = None  # opaque to the core: whoever submitted it finds its own way back
-    queued_at_s: float = 0.0
-    late: bool = False  # set behind all that can still be saved
-    tries: int = 0  # placements that failed before any content
-    tried: tuple[str, ...] = ()  # instance ids not to try again
-    degraded_from: str = ""  # the class it asked for, when it accepted a looser one
-    placement: Placement | None = None  # while started
-    gone: bool = False  # no longer of interest: dropped when next seen
-    model: str = ""  # the model being looked for: the request's, or a fallback once that one cannot serve
-    itl_target_s: float = 0.0  # the mean gap it is scheduled for; 0 = its targets' (a caller that does not stream feels E2E only)
-    latest_start_at_s: float = -1.0  # after this even an idle instance would miss; < 0 = not asked yet
-    expires_at_s: float = 0.0  # end of its time to live in the queue
-    seen_version: int = -1  # of the fleet, when no place was found: until an instance changes, none will be; < 0 = not looked yet
-    weight: float = 1.0  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
-    worth: float = 1.0  # its class's
-    stake_per_s: float = 0.0  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
-    lane: Any = None  # where it waits: core/queues' own, None = it does not
-    wish: Any = None  # the instance it would start on now, had this worker a lease on the slot
-    trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
+    handle: Any  # opaque to the core: whoever submitted it finds its own way back
+    queued_at_s: float
+    late: bool  # set behind all that can still be saved
+    tries: int  # placements that failed before any content
+    tried: tuple[str, ...]  # instance ids not to try again
+    degraded_from: str  # the class it asked for, when it accepted a looser one
+    placement: Placement | None  # while started
+    gone: bool  # no longer of interest: dropped when next seen
+    model: str  # the model being looked for: the request's, or a fallback once that one cannot serve
+    itl_target_s: float  # the mean gap it is scheduled for; 0 = its targets' (a caller that does not stream feels E2E only)
+    latest_start_at_s: float  # after this even an idle instance would miss; < 0 = not asked yet
+    expires_at_s: float  # end of its time to live in the queue
+    seen_version: int  # of the fleet, when no place was found: until an instance changes, none will be; < 0 = not looked yet
+    weight: float  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
+    worth: float  # its class's
+    stake_per_s: float  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
+    lane: Lane | None  # where it waits: core/queues' own, None = it does not
+    wish: Instance | None  # the instance it would start on now, had this worker a lease on the slot
+    trail: list[tuple[float, str, Any, Any]]  # what happened to it: core/trail's own
+
+    def __init__(
+        self, request: Request, tag: Tag, ttft_deadline_at_s: float, e2e_deadline_at_s: float, expected_output_tokens: float,
+        handle: Any = None,
+    ) -> None:  # fmt: skip
+        self.request = request
+        self.tag = tag
+        self.ttft_deadline_at_s = ttft_deadline_at_s
+        self.e2e_deadline_at_s = e2e_deadline_at_s
+        self.expected_output_tokens = expected_output_tokens
+        self.handle = handle
+        self.queued_at_s = 0.0
+        self.late = self.gone = False
+        self.tries = 0
+        self.tried = ()
+        self.degraded_from = self.model = ""
+        self.placement = None
+        self.itl_target_s = 0.0
+        self.latest_start_at_s = -1.0
+        self.expires_at_s = 0.0
+        self.seen_version = -1
+        self.weight = self.worth = 1.0
+        self.stake_per_s = 0.0
+        self.lane = None
+        self.wish = None
+        self.trail = []
 
     def slack_s(self, now_s: float) -> float:
         """Time left until the first token is due; negative when it is overdue."""
@@ -164,12 +228,12 @@ class Prediction(NamedTuple):
         )
 
 
-Considered = tuple[Any, float, float, float, float, int, float]
+Considered = tuple["Instance", float, float, float, float, int, float]
 """(instance, ttft_s, itl_s, e2e_s, work_s, its sequences in flight, the tightest gap promised there) as a decision looked at it: a
 `Prediction` and what it was made beside, flat, for there is one for every instance of every decision."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class Placement:
     """A ticket on an instance, holding one slot. Made by core/decide. `output_tokens` is counted by the relay as deltas pass (reading
     it costs the core nothing, an event per token would)."""
@@ -180,38 +244,80 @@ class Placement:
     tier: str
     model: str  # what this instance calls the model: differs from the request's after a fallback
     started_at_s: float
-    prediction: Prediction | None = None
-    unprefilled_tokens: int = 0  # its share of the instance's, until the first token
-    first_token_at_s: float = 0.0  # 0 = none yet
-    output_tokens: int = 0  # counted by the relay
-    last_token_at_s: float = 0.0
-    features: Any = None  # the predictor's own note of what it looked at, for learning
-    instance: Any = None  # core/fleet's own; None once the slot is given back
-    context_tokens: int = 0  # its share of the instance's context, as last counted
-    kv_tokens: int = 0  # its share of the instance's KV cache: what is expected of it, or what it has come to
-    counted_tokens: int = 0  # as the controller last counted them; 0 = not yet
-    counted_at_s: float = 0.0
-    held_until_s: float = 0.0  # > 0 while its start waits for a batch to form
+    prediction: Prediction | None
+    unprefilled_tokens: int  # its share of the instance's, until the first token
+    first_token_at_s: float  # 0 = none yet
+    output_tokens: int  # counted by the relay
+    last_token_at_s: float
+    features: Any  # the predictor's own note of what it looked at, for learning
+    instance: Instance | None  # core/fleet's own; None once the slot is given back
+    context_tokens: int  # its share of the instance's context, as last counted
+    kv_tokens: int  # its share of the instance's KV cache: what is expected of it, or what it has come to
+    counted_tokens: int  # as the controller last counted them; 0 = not yet
+    counted_at_s: float
+    held_until_s: float  # > 0 while its start waits for a batch to form
+
+    def __init__(
+        self, ticket: Ticket, instance_id: str, pool: str, tier: str, model: str, started_at_s: float, prediction: Prediction | None = None,
+        unprefilled_tokens: int = 0, first_token_at_s: float = 0.0, output_tokens: int = 0, last_token_at_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.ticket = ticket
+        self.instance_id = instance_id
+        self.pool = pool
+        self.tier = tier
+        self.model = model
+        self.started_at_s = started_at_s
+        self.prediction = prediction
+        self.unprefilled_tokens = unprefilled_tokens
+        self.first_token_at_s = first_token_at_s
+        self.output_tokens = output_tokens
+        self.last_token_at_s = last_token_at_s
+        self.features = None
+        self.instance = None
+        self.context_tokens = 0
+        self.kv_tokens = 0
+        self.counted_tokens = 0
+        self.counted_at_s = 0.0
+        self.held_until_s = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Outcome:
     """What the user actually got. Made by wire/relay (completed, failed), or by live for what never started. Durations in seconds;
     None = did not happen or cannot be known (a non-streaming client sees E2E only)."""
 
     result: Result
-    fail_reason: FailReason | None = None  # with FAILED
-    refuse_reason: RefuseReason | None = None  # with REFUSED
-    status: int = 200  # as sent to the client; 4xx of an engine is the caller's own mistake and no miss
-    queue_s: float = 0.0
-    ttft_s: float | None = None
-    tpot_s: float | None = None  # (last - first) / (output_tokens - 1)
-    itl_p95_s: float | None = None  # p95 of this request's own gaps
-    e2e_s: float | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    tokens_estimated: bool = True  # no `usage` from the engine
+    fail_reason: FailReason | None  # with FAILED
+    refuse_reason: RefuseReason | None  # with REFUSED
+    status: int  # as sent to the client; 4xx of an engine is the caller's own mistake and no miss
+    queue_s: float
+    ttft_s: float | None
+    tpot_s: float | None  # (last - first) / (output_tokens - 1)
+    itl_p95_s: float | None  # p95 of this request's own gaps
+    e2e_s: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    tokens_estimated: bool  # no `usage` from the engine
+
+    def __init__(
+        self, result: Result, fail_reason: FailReason | None = None, refuse_reason: RefuseReason | None = None, status: int = 200,
+        queue_s: float = 0.0, ttft_s: float | None = None, tpot_s: float | None = None, itl_p95_s: float | None = None,
+        e2e_s: float | None = None, prompt_tokens: int = 0, cached_tokens: int = 0, output_tokens: int = 0, tokens_estimated: bool = True,
+    ) -> None:  # fmt: skip
+        self.result = result
+        self.fail_reason = fail_reason
+        self.refuse_reason = refuse_reason
+        self.status = status
+        self.queue_s = queue_s
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.itl_p95_s = itl_p95_s
+        self.e2e_s = e2e_s
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = cached_tokens
+        self.output_tokens = output_tokens
+        self.tokens_estimated = tokens_estimated
 
 
 class EngineKind(StrEnum):

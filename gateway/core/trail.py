@@ -7,39 +7,52 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Ticket
+from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Result, Ticket
 
 if TYPE_CHECKING:
     from gateway.core.instance import Instance
 
 MAX_CANDIDATES = 12
 MAX_STEPS = 64
+# Of all that is kept, the part for the newest requests whatever became of them. What is kept is memory that every request walks through:
+# two thousand of the ordinary ones would push all else out of a core's cache, a tenth of what a request costs.
+NEWEST = 1 / 8
 
 
 class Trails:
-    """The tickets of the last `size` requests. What happened to one is its ticket's `trail`: when, what, with which value, on which
-    instance, in order. Nothing in it leads back to the ticket, or only the garbage collector could free what is forgotten."""
+    """The tickets of `size` requests: the newest, and before them those that somebody will ask about, which waited, failed, were refused
+    or missed. What happened to one is its ticket's `trail`: when, what, with which value, on which instance, in order. Nothing in it
+    leads back to the ticket, or only the garbage collector could free what is forgotten."""
 
     def __init__(self, size: int) -> None:
-        self._kept: deque[Ticket] = deque(maxlen=size)
+        self._newest: deque[Ticket] = deque()
+        self._remarkable: deque[Ticket] = deque()
+        self.resize(size)
 
     def resize(self, size: int) -> None:
         """Keep so many from now on."""
-        self._kept = deque(self._kept, size)
+        self._size = max(int(size * NEWEST), 1)
+        self._remarkable = deque(self._remarkable, size - self._size)
 
     def of(self, request_id: str) -> Ticket | None:
         """None when it is unknown or forgotten. Of several under one id the newest."""
-        return next((ticket for ticket in reversed(self._kept) if ticket.request.request_id == request_id), None)
+        return next((ticket for ticket in self.newest() if ticket.request.request_id == request_id), None)
 
     def newest(self) -> Iterator[Ticket]:
         """All that are known, the last to arrive first."""
-        return reversed(tuple(self._kept))
+        return chain(reversed(tuple(self._newest)), reversed(tuple(self._remarkable)))
 
     def begin(self, ticket: Ticket) -> None:
         """A request has arrived."""
-        self._kept.append(ticket)
+        newest = self._newest
+        newest.append(ticket)
+        while len(newest) > self._size:
+            oldest = newest.popleft()
+            if _is_remarkable(oldest):
+                self._remarkable.append(oldest)
 
     def add(self, ticket: Ticket, what: str, now_s: float, value: Any = None) -> None:
         """queued, leasing, late, degraded, gone: it happened."""
@@ -71,6 +84,18 @@ class Trails:
     def finished(self, placement: Placement, outcome: Outcome, now_s: float) -> None:
         """It is over, well or not."""
         placement.ticket.trail.append((now_s, "finished", outcome, placement.instance_id))
+
+
+def _is_remarkable(ticket: Ticket) -> bool:
+    """Did anything happen to it but that it started at once and was answered in time? What still runs may yet be."""
+    if len(ticket.trail) != 2:
+        return True
+    _, what, outcome, _ = ticket.trail[1]
+    if what != "finished" or outcome.result is not Result.COMPLETED:
+        return True
+    targets = ticket.tag.targets
+    got = ((outcome.e2e_s, targets.e2e_s), (outcome.ttft_s, targets.ttft_s), (outcome.tpot_s, targets.itl_s))
+    return any(took_s is not None and took_s > target_s for took_s, target_s in got)
 
 
 def _why_not(prediction: Prediction, tightest_itl_s: float, ticket: Ticket, at_s: float) -> str:

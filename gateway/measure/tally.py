@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.core.flow import Outcome, Result
 from gateway.measure.histogram import Edges, Histogram
+from gateway.measure.packed import unpacked_counts, unpacked_tally
 
 COUNTERS = (
     "completed",
@@ -110,7 +111,7 @@ class Counts:
 
     def merge_packed(self, data: bytes) -> None:
         """Add what `pack` wrote. ValueError (msgspec.DecodeError is one) if the bytes are not that."""
-        packed = _counts_decoder.decode(data)
+        packed = unpacked_counts(data)
         self._add(packed.counters, packed.refused, packed.failed)
 
 
@@ -154,23 +155,9 @@ class Tally(Counts):
         return msgspec.msgpack.encode([*self._packable(), [histogram.pack() for histogram in self.histograms]])
 
     def merge_packed(self, data: bytes) -> None:
-        packed = _tally_decoder.decode(data)
+        packed = unpacked_tally(data)
         if len(packed.histograms) != len(HISTOGRAMS):
             raise ValueError(f"a packed tally has {len(HISTOGRAMS)} histograms, not {len(packed.histograms)}")
         self._add(packed.counters, packed.refused, packed.failed)
         for mine, theirs in zip(self.histograms, packed.histograms, strict=True):
             mine.merge_packed(theirs)
-
-
-class _PackedCounts(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    counters: list[int]
-    refused: dict[str, int]
-    failed: dict[str, int]
-
-
-class _PackedTally(_PackedCounts, array_like=True, forbid_unknown_fields=True):
-    histograms: list[bytes]
-
-
-_counts_decoder = msgspec.msgpack.Decoder(_PackedCounts)
-_tally_decoder = msgspec.msgpack.Decoder(_PackedTally)

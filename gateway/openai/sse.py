@@ -12,47 +12,8 @@ from typing import Any
 import msgspec
 
 from gateway.core.flow import Endpoint
+from gateway.openai.events import Choice, Chunk, Delta, Typed, any_of, burst_of, chunk_of, plain_usage_of, some_usage_of, typed_of
 from gateway.openai.frame import Frame
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: str | list[Any] | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-    function_call: msgspec.Raw | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    text: str | None = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: Any = None
-    error: Any = None
-    object: Any = None
-
-
-class _Typed(msgspec.Struct, gc=False):
-    """An event of /v1/responses or /v1/messages."""
-
-    type: str = ""
-    delta: Any = None
-    response: Any = None
-    message: Any = None
-    usage: Any = None
-    error: Any = None
-    content_block: Any = None
-    code: Any = None
-
-
-_burst_of = msgspec.json.Decoder(list[_Chunk]).decode
-_chunk_of = msgspec.json.Decoder(_Chunk).decode
-_typed_of = msgspec.json.Decoder(_Typed).decode
-_any_of = msgspec.json.Decoder().decode
 
 _DONE = b"data: [DONE]\n\n"
 # The keys of a chunk's text with its opening quote: a quote inside a string is escaped, so that this is a key wherever it stands.
@@ -82,34 +43,16 @@ def normal_usage(usage: Any) -> dict[str, int] | None:
     return {"prompt_tokens": prompt, "cached_tokens": min(cached, prompt), "output_tokens": output}
 
 
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: msgspec.Raw | None = None
-
-
-class _WithPlainUsage(msgspec.Struct, gc=False):
-    usage: _Usage
-
-
-class _WithUsage(msgspec.Struct, gc=False):
-    usage: Any = None
-
-
-_plain_usage_of = msgspec.json.Decoder(_WithPlainUsage).decode
-_usage_of = msgspec.json.Decoder(_WithUsage).decode
-
-
 def usage_of(body: bytes) -> dict[str, int] | None:
     """The usage a whole answer tells."""
     try:
-        usage = _plain_usage_of(body).usage
+        usage = plain_usage_of(body).usage
         if usage.prompt_tokens_details is None and 0 < usage.prompt_tokens < 2**40 and 0 <= usage.completion_tokens < 2**40:
             return {"prompt_tokens": usage.prompt_tokens, "cached_tokens": 0, "output_tokens": usage.completion_tokens}
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass  # another protocol's words, or none
     try:
-        return normal_usage(_usage_of(body).usage)
+        return normal_usage(some_usage_of(body).usage)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
 
@@ -140,7 +83,7 @@ class Reader:
             # One whole event in one read: how nearly all come.
             self.out = data
             try:
-                chunk = _chunk_of(data[6:-2])
+                chunk = chunk_of(data[6:-2])
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return self._other(data)
             choices = chunk.choices
@@ -179,7 +122,7 @@ class Reader:
         last = data.endswith(_DONE)
         events = data[6 : -len(_DONE) - 2] if last else data[6:-2]
         try:
-            chunks = _burst_of(b"[%b]" % events.replace(b"\n\ndata: ", b","))
+            chunks = burst_of(b"[%b]" % events.replace(b"\n\ndata: ", b","))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return -1
         deltas = 0
@@ -252,11 +195,11 @@ class Reader:
             return 0
         try:
             if self._chunks:
-                chunk = _chunk_of(payload)
+                chunk = chunk_of(payload)
                 if chunk.choices and chunk.usage is None and chunk.error is None:
                     return _tokens_in(chunk.choices)
                 return self._chunk(chunk, event)
-            return self._typed(_typed_of(payload))
+            return self._typed(typed_of(payload))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._odd(payload)
 
@@ -270,14 +213,14 @@ class Reader:
     def _odd(self, payload: bytes) -> int:
         """JSON that is not shaped as expected: an error it may still be."""
         try:
-            value = _any_of(payload)
+            value = any_of(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return 0
         if isinstance(value, dict) and value.get("error"):
             self.error = value["error"]
         return 0
 
-    def _chunk(self, chunk: _Chunk, event: bytes) -> int:
+    def _chunk(self, chunk: Chunk, event: bytes) -> int:
         if chunk.error is not None:
             self.error = chunk.error
             return 0
@@ -289,13 +232,13 @@ class Reader:
                 return 0
         if choices is None and chunk.usage is None and chunk.object is None:
             self._odd(_payload(event))
-            value = _any_of(_payload(event))
+            value = any_of(_payload(event))
             if isinstance(value, dict) and "message" in value and "code" in value:
                 self.error = value  # an error without its `error`
             return 0
         return _tokens_in(choices or [])
 
-    def _typed(self, event: _Typed) -> int:
+    def _typed(self, event: Typed) -> int:
         kind = event.type
         if kind.endswith((".delta", "_delta")):
             if kind == "message_delta":
@@ -329,7 +272,7 @@ class Reader:
             self.usage = {name: max(value, old.get(name, 0)) for name, value in new.items()}
 
 
-def _tokens_in(choices: list[_Choice]) -> int:
+def _tokens_in(choices: list[Choice]) -> int:
     """1 when any choice of a chunk has one."""
     for choice in choices:
         delta = choice.delta
@@ -341,7 +284,7 @@ def _tokens_in(choices: list[_Choice]) -> int:
     return 0
 
 
-def _more(delta: _Delta) -> bool:
+def _more(delta: Delta) -> bool:
     return bool(delta.reasoning or delta.refusal or delta.tool_calls or delta.function_call)
 
 

@@ -8,13 +8,13 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from gateway.admin.public import public_app
 from gateway.serve.port import BACKLOG, Server
-from gateway.wire.protocol import bound
+from gateway.wire.protocol import ClientConnection
 
 if TYPE_CHECKING:
     from gateway.serve.views import WorkerViews
@@ -34,7 +34,7 @@ class PublicPort:
         self._views = views
         self._config = uvicorn.Config(
             public_app(views),
-            http=bound(front),
+            http=ClientConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -65,9 +65,7 @@ class PublicPort:
         await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:
-        made: Any = self._config.http_protocol_class
-        protocol: asyncio.Protocol = made(config=self._config, server_state=self.server.server_state, app_state={})
-        return protocol
+        return ClientConnection(self.front, self._config, self.server.server_state, {})
 
     def hand_over(self, to: socket.socket) -> None:
         """Give connections that are between two requests to whoever reads from the other end of `to`. Nothing of theirs is lost: what a

@@ -196,11 +196,15 @@ class Exchange:
         self._failing = True
         front.live.failed(placement, reason, may_retry)
         self._failing = False
-        if may_retry and (self.placement is not None or self.refusal is None):
-            return  # it runs elsewhere, or waits
+        if may_retry and self._goes_on():
+            return
         self.outcome = self._failed_outcome(reason, error)
         front.live.observe(placement.ticket, self.outcome)
         self.client.answer_error(error, self)
+
+    def _goes_on(self) -> bool:
+        """It runs elsewhere, or waits."""
+        return self.placement is not None or self.refusal is None
 
     def gone(self) -> None:
         """The client has left, at whatever stage."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -42,12 +42,16 @@ _LIMITS = {414: "request_line", 431: "header"}
 class ClientConnection(HttpToolsProtocol):
     """One connection. States follow one another: between requests, in a head, in a body, being answered."""
 
-    front: Front  # of the class: `bound` makes one for each port
-
     def __init__(
-        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+        self,
+        front: Front,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.front = front
         self._data = b""  # bytes of a head that is not complete, or what lies behind a request being answered
         self._head: Head | None = None  # the request whose body is being read
         self._endpoint: Endpoint | None = None
@@ -177,8 +181,6 @@ class ClientConnection(HttpToolsProtocol):
                     return
                 self._remember(data, end, head)
                 data = data[end:]
-                if self._head is None:
-                    return
             self._take_body(data)
         except FramingError as error:
             kind = _KINDS[error.status]
@@ -413,8 +415,3 @@ class ClientConnection(HttpToolsProtocol):
         if exchange is not None and exchange.relay is not None:
             exchange.relay.resume()
         super().resume_writing()
-
-
-def bound(front: Front) -> type[ClientConnection]:
-    """The protocol class of one port."""
-    return cast(type[ClientConnection], type("BoundClientConnection", (ClientConnection,), {"front": front}))

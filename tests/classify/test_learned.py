@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -92,6 +93,24 @@ def test_a_known_application_is_not_looked_at_again() -> None:
     assert site.learned.remembered >= 1
     assert (tag.use_case, tag.experience_class) == ("chatbot", "conversational")
     assert looks < 12
+
+
+def test_an_application_that_stays_what_it_is_costs_less_and_less() -> None:
+    app, sure, looks = apps.App(), [0.02] * len(KINDS), []
+    sure[0] = 1.0 - 0.02 * (len(KINDS) - 1)
+    for answered in range(20_000):
+        if app.due:
+            app.due -= 1
+        else:
+            app.look(sure, named=True)
+            looks.append(answered)
+    assert looks[:3] == [0, 1, 2]
+    assert max(after - before for before, after in itertools.pairwise(looks[:60])) <= apps.LONGEST_PAUSE + 1
+    assert looks[-1] - looks[-2] == apps.LONGEST_PAUSE_OF_STEADY + 1
+    other = [sure[-1], *sure[1:-1], sure[0]]
+    app.look(other, named=True)
+    assert app.due == 0
+    assert app.pause == 1
 
 
 @pytest.mark.parametrize("looked_at", [False, True])

@@ -8,7 +8,7 @@ import pytest
 
 from gateway import policies
 from gateway.core.decide import Core
-from gateway.core.flow import CoreSettings, Degrade, FailReason, Mode, QueueLimits, Refuse, RefuseReason, Start
+from gateway.core.flow import CoreSettings, Degrade, FailReason, Mode, Outcome, QueueLimits, Refuse, RefuseReason, Result, Start
 from gateway.core.trail import tell
 from gateway.predict.predictor import LearningPredictor
 from tests.core.conftest import MODEL, completed, core_with, instance, request, settings, tag
@@ -279,3 +279,27 @@ def test_of_two_requests_under_one_id_the_later_is_told() -> None:
     core.arrived(request("same", prompt_tokens=10), tag(0), 10.0)
     core.arrived(request("same", prompt_tokens=20), tag(0), 10.0)
     assert tell(core.trails.of("same"))["prompt_tokens"] == 20
+
+
+def test_the_newest_requests_are_told_of_and_of_older_ones_those_that_somebody_will_ask_about() -> None:
+    core = core_with(instance(limit=100), trail_size=80)
+    ends = {"well": completed(), "late": Outcome(Result.COMPLETED, output_tokens=50, ttft_s=0.9, tpot_s=0.01, e2e_s=1.0)}
+    ends["failed"] = Outcome(Result.FAILED, fail_reason=FailReason.CUT)
+    for name, outcome in ends.items():
+        [start] = core.arrived(request(name), tag(0), 10.0)
+        core.finished(start.placement, outcome, 11.0)
+    core.arrived(request("running"), tag(0), 11.0)
+    kept = ("late", "failed", "running")
+    for n in range(10):
+        [start] = core.arrived(request(f"then {n}"), tag(0), 12.0)
+        core.finished(start.placement, completed(), 12.5)
+    assert core.trails.of("well") is None
+    assert [name for name in kept if core.trails.of(name) is None] == []
+    assert [t.request.request_id for t in core.trails.newest()] == [*(f"then {n}" for n in range(9, -1, -1)), "running", "failed", "late"]
+
+
+def test_what_is_remembered_has_a_bound_however_much_goes_wrong() -> None:
+    core = core_with(instance(limit=1), trail_size=80)
+    for n in range(300):
+        core.arrived(request(f"r{n}"), tag(0), 10.0)
+    assert len(list(core.trails.newest())) == 80
