@@ -62,12 +62,12 @@ clean:           ## remove what was installed
 	@touch $@ .venv/.run
 
 # Compiled from a copy: a compiled module beside its source would be used instead of it, and not follow when that is edited.
-.venv-compiled/.installed: requirements/compiled.txt pyproject.toml $(shell find gateway config -type f -not -name '*.pyc')
+.venv-compiled/.installed: requirements/compiled.txt pyproject.toml $(shell find gateway config loadtests/suites -type f -not -name '*.pyc')
 	@command -v cc >/dev/null || { echo "A C compiler is needed; on Debian: apt-get install gcc python3-dev"; exit 1; }
 	@echo "Compiling into .venv-compiled ..."
 	@$(PYTHON) -m venv .venv-compiled
 	@.venv-compiled/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/compiled.txt
-	@rm -rf build && mkdir -p build/source && cp -r pyproject.toml README.md LICENSE NOTICE gateway config build/source/
+	@rm -rf build && mkdir -p build/source && cp -r --parents pyproject.toml README.md LICENSE NOTICE gateway config loadtests/suites build/source/
 	@HATCH_BUILD_HOOK_ENABLE_MYPYC=1 .venv-compiled/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build build/source
 	@.venv-compiled/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/*.whl
 	@touch $@

@@ -16,6 +16,12 @@ def shipped(name: str) -> Path:
     raise FileNotFoundError(f"{name} is neither at {places[0]} nor at {places[1]}; reinstall slo-gateway")
 
 
+def suites() -> Path:
+    """The folder of the simulator's suites."""
+    installed = _PACKAGE / "shipped" / "suites"
+    return installed if installed.is_dir() else _PACKAGE.parent / "loadtests" / "suites"
+
+
 def policy_names() -> list[str]:
     """The scheduling policies that come with the gateway, by their files; none of them is imported."""
     return sorted(path.stem for path in (_PACKAGE / "policies").glob("*.py") if not path.stem.startswith("_"))

@@ -13,10 +13,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gateway.config.quantities import ConfigModel, Count, Factor, PositiveCount, PositiveSeconds, Ratio, Seconds, Text
+from gateway.config.shipped import suites
 from gateway.simulate.run import Fault
 from gateway.simulate.workload import Workload
 
-SUITES = Path(__file__).resolve().parents[2] / "loadtests" / "suites"
+SUITES = suites()
 
 
 class FaultModel(ConfigModel):
