@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any, cast
@@ -197,7 +197,7 @@ class Lengths:
             if sketch is not None:
                 yield [list(key), sketch.weight, sketch.seen, [[index, count] for index, count in enumerate(sketch.counts) if count]]
 
-    def restore(self, state: list[list[Any]]) -> None:
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
         """Take back what `state` gave."""
         self._lines.clear()
         for parts, weight, seen, filled in state[:MAX_KEYS]:

@@ -5,6 +5,7 @@ Languages and tokenizers differ by a factor of three; one tenant's traffic to on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # English prose with today's 100k-token vocabularies, JSON framing left out.
@@ -46,7 +47,7 @@ class PromptRatios:
         """Plain values, for saving."""
         return [[tenant, model, ratio, seen] for (tenant, model), (ratio, seen) in self._ratios.items()]
 
-    def restore(self, state: list[list[Any]]) -> None:
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
         """Take back what `state` gave."""
         for tenant, model, ratio, seen in state[:MAX_KEYS]:
             self._ratios[(tenant, model)] = (float(ratio), int(seen))
