@@ -4,7 +4,7 @@
     python loadtests/overhead/run.py --only slo-gateway --repeat 1 --json
 
 CPU time hardly moves with what else the machine does; latencies on a shared machine would. The gateway gets core 0 for itself, both far
-ends share core 1. nginx is left out where it is not installed.
+ends share core 1. nginx is left out where it is not installed, the compiled gateway where `make compiled` has not made it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ http {{
   }}
 }}
 """
-GATEWAYS = ("nginx", "slo-gateway")
+COMPILED = "slo-gateway-compiled"  # what `make compiled` made
+COMPILED_PATH = Path(__file__).parents[2] / ".venv-compiled" / "bin" / "slo-gateway"
+GATEWAYS = ("nginx", "slo-gateway", COMPILED)
 SHARING = "slo-gateway-sharing"  # the same with `state.url`, on a server of its own
 
 
@@ -119,7 +121,8 @@ def command(name: str, folder: Path, port: int, engine: int) -> list[str]:
         settings["state"] = {"url": f"unix://{folder}/state.sock"}
     file = folder / "gateway.yaml"
     file.write_text(json.dumps(settings))
-    return [sys.executable, "-m", "gateway", "serve", str(file)]
+    command = [str(COMPILED_PATH)] if name == COMPILED else [sys.executable, "-m", "gateway"]
+    return [*command, "serve", str(file)]
 
 
 async def listening(port: int, within_s: float = 15.0) -> None:
@@ -203,13 +206,14 @@ async def run(names: list[str], cases: list[Case], repeat: int, window_s: float)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="gateways, with commas: nginx, slo-gateway, slo-gateway-sharing")
+    parser.add_argument("--only", default="", help="gateways, with commas: nginx, slo-gateway, slo-gateway-compiled, slo-gateway-sharing")
     parser.add_argument("--case", default="", help="only cases whose name holds this")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--window", type=float, default=4.0, help="seconds that are counted")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     said = parser.parse_args()
-    names = [name for name in (said.only.split(",") if said.only else GATEWAYS) if name != "nginx" or shutil.which("nginx")]
+    there = {"nginx": shutil.which("nginx") is not None, COMPILED: COMPILED_PATH.exists()}
+    names = [name for name in (said.only.split(",") if said.only else GATEWAYS) if there.get(name, True)]
     cases = [case for case in CASES if said.case in case.name and (said.case or case.connections)]
     rows = uvloop.run(run(names, cases, said.repeat, said.window))
     if said.json:
