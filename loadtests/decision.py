@@ -7,7 +7,8 @@ starts. `decision` is one look for a place: the policy and all its predictions. 
 up to date: start, first token and end. Only what happens while at least half of the queue stands is counted. CPU time of this thread,
 and of several runs, which do the same to the last decision, the least of each: what else the machine does is not in it, nor what looking at
 that clock takes. `settled`: the predictor once its models have learnt what they will (SETTLED_SAMPLES of each kind), as it goes on for
-days; before, it learns from every sample. An empty call, timed beside them, is taken off both. `second`: its look at an instance once a second, beside requests.
+days; before, it learns from every sample. An empty call, timed beside them, is taken off both. `second`: its look at an instance once a
+second, beside requests.
 """
 
 from __future__ import annotations
