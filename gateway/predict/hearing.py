@@ -61,9 +61,13 @@ def learn_pace(load: Load, features: list[float], took_s: float) -> None:
         drift.follow(took_s / predicted_s / before, PACE_TRUST, PACE_ALERTNESS, PACE_NOISE)
     moved = drift.value / before
     if not 1 / SUDDEN_RATIO < moved < SUDDEN_RATIO:
-        # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise.
-        load.ttft_drift.value *= moved
-        load.ttft_drift.calm = 0
+        # What has suddenly become slower at writing has become slower at reading too, until first tokens say otherwise; or have said so
+        # already, for they may be the first to notice.
+        ttft_drift = load.ttft_drift
+        likely = ttft_drift.steady * drift.value / drift.steady
+        if (likely > ttft_drift.value) is (moved > 1.0):
+            ttft_drift.value = likely
+        ttft_drift.calm = 0
     if step.samples < SETTLED_SAMPLES or not load.watched or drift.samples % SETTLED_EVERY == 0:
         step.learn(features, took_s / drift.value)
         key.version += 1
@@ -98,6 +102,9 @@ def _heard(load: Load) -> None:
     """How closely to listen from now on, and whether it is still the engine we knew."""
     key, step_drift, ttft_drift = load.key, load.step_drift, load.ttft_drift
     load.known_version, load.fresh_at_s = -1, -1.0
+    for drift in (step_drift, ttft_drift):
+        if drift.calm >= CALM_SAMPLES:
+            drift.steady = drift.value
     load.watched = step_drift.calm < CALM_SAMPLES or key.step.samples < SETTLED_SAMPLES
     load.first_every = 1 if ttft_drift.calm < CALM_SAMPLES or key.first.samples < SETTLED_SAMPLES else FIRST_EVERY
     if step_drift.far >= REDEPLOYED_SAMPLES or ttft_drift.far >= REDEPLOYED_SAMPLES:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.predict.kinds import UNKNOWN_GPU, KeyModel, StepFacts
 from gateway.predict.latency import Load
+from gateway.predict.regression import Drift
 
 MAX_INSTANCES = 4096
 
@@ -39,7 +40,7 @@ class Latencies:
         load = self.loads[instance_id] = Load(self._key(predictor_key))
         kept = self._kept.pop(instance_id, None)
         if kept is not None:
-            load.ttft_drift.value, load.step_drift.value = float(kept["ttft"]), float(kept["step"])
+            load.ttft_drift, load.step_drift = Drift(float(kept["ttft"])), Drift(float(kept["step"]))
             if kept.get("own"):
                 batches = load.key.batches
                 load.key = KeyModel(UNKNOWN_GPU)
@@ -48,7 +49,8 @@ class Latencies:
                 load.private = True
         else:
             # A new sibling is expected to be as far from the facts as those that are known.
-            load.ttft_drift.value, load.step_drift.value = self._siblings(load)
+            ttft_ratio, step_ratio = self._siblings(load)
+            load.ttft_drift, load.step_drift = Drift(ttft_ratio), Drift(step_ratio)
         return load
 
     def _key(self, predictor_key: str) -> KeyModel:

@@ -160,13 +160,14 @@ class RatioQuantiles:
 class Drift:
     """A multiplicative bias that follows quickly when it is clearly off and hardly moves on noise."""
 
-    __slots__ = ("calm", "far", "samples", "trend", "value")
+    __slots__ = ("calm", "far", "samples", "steady", "trend", "value")
 
     FAR_RATIO = 2.0  # beyond this, for long, it is another engine than the one we knew
     SURPRISE = 3.0  # a trend so many times the noise is not chance
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
+        self.steady = value  # as of when it was last calm
         self.trend = 0.0  # smoothed log(actual / predicted): sustained when the bias is wrong, near 0 when it is noise
         self.samples = 0
         self.far = 0  # samples in a row with the bias beyond FAR_RATIO

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.flow import Outcome, Placement, Result
 from gateway.core.instance import Instance
-from gateway.predict.hearing import CALM_SAMPLES, FIRST_EVERY, ODD_RATIO
+from gateway.predict.hearing import CALM_SAMPLES, FIRST_EVERY, ODD_RATIO, learn_pace
 from gateway.predict.latency import Load
 from gateway.predict.lengths import BATCH_ANSWERS, Lengths
 from gateway.predict.predictor import LearningPredictor
@@ -102,6 +102,21 @@ def test_answers_that_stay_odd_are_all_listened_to_until_they_are_expected() -> 
         assert len(turns) < 10 * CALM_SAMPLES
     assert all(turns)
     assert len(turns) > CALM_SAMPLES
+
+
+@pytest.mark.parametrize("slower", [2.0, 0.5])
+def test_a_change_that_first_tokens_and_the_pace_both_show_is_believed_once(slower: float) -> None:
+    known = Known()
+    load = known.load
+    for drift in (load.step_drift, load.ttft_drift):
+        drift.calm, drift.steady = CALM_SAMPLES, drift.value
+    before = load.ttft_drift.value
+    load.ttft_drift.value *= slower  # first tokens were quicker to show it
+    sequences, seconds = 4.0, load.key.step.predict([1.0, 4.0, 4.0, 0.0]) * load.step_drift.value
+    for _ in range(6):
+        learn_pace(load, [1.0, sequences, 4.0, 0.0], seconds * slower)
+    assert load.step_drift.value == pytest.approx(slower, rel=0.1)
+    assert load.ttft_drift.value == pytest.approx(before * slower, rel=0.1)
 
 
 @pytest.mark.parametrize("seed", range(20))
