@@ -4,7 +4,7 @@ None of it may hold up the process that sends requests and answers them as engin
 and what that costs a request would be taken for the fault's. The parent speaks JSON, a line each: it hears the state's address, says when
 to begin and where the gateways' admin ports are, and hears when it was over. When its side is closed, all servers end.
 
-    python loadtests/beside.py ROW SERVER_BINARY FOLDER [elsewhere]
+    python loadtests/beside.py ROW SERVER_BINARY FOLDER
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from loadtests.faults import LASTS_S, ROWS, Servers, one
+from loadtests.faults import LASTS_S, ROWS, Servers
 
-ELSEWHERE = "elsewhere"
 BACK_S = 15.0
 """for all to share again"""
 STARTS_S, ENDS_S = 60.0, 10.0
@@ -38,10 +37,11 @@ class Beside:
         self.url = ""
 
     @classmethod
-    async def begun(cls, name: str, binary: str, folder: Path, elsewhere: bool) -> Beside:
+    async def begun(cls, name: str, binary: str, folder: Path) -> Beside:
         """Once the servers of this row stand."""
-        command = [sys.executable, __file__, name, binary, str(folder), *([ELSEWHERE] if elsewhere else [])]
-        child = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, name, binary, str(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         beside = cls(child)
         try:
             beside.url = (await asyncio.wait_for(beside._heard(), STARTS_S))["url"]
@@ -84,21 +84,19 @@ def all_shared(admin: list[str], workers: int, client: httpx.Client) -> bool:
 
 
 def main() -> None:
-    name, binary, folder, *more = sys.argv[1:]
-    row, made = ROWS[name], []
+    name, binary, folder = sys.argv[1:]
+    row = ROWS[name]
     assert row.made is not None
+    servers = row.made(binary, Path(folder))
     try:
-        made.append(row.made(binary, Path(folder)))
-        if ELSEWHERE in more:
-            made.append(one(binary, Path(folder)))
-        print(json.dumps({"url": made[-1].url}), flush=True)
+        print(json.dumps({"url": servers.url}), flush=True)
         with httpx.Client() as client:
             line = sys.stdin.readline()
             if not line:
                 return
             asked = json.loads(line)
             fault_at_s = time.monotonic()
-            (row.fault or nothing)(made[0])
+            (row.fault or nothing)(servers)
             over_at_s = time.monotonic()
             while not all_shared(asked["admin"], asked["workers"], client) and time.monotonic() < over_at_s + BACK_S:
                 time.sleep(0.1)
@@ -106,8 +104,7 @@ def main() -> None:
         print(json.dumps({"fault_at_s": fault_at_s, "over_at_s": over_at_s, "back_s": back_s}), flush=True)
         sys.stdin.read()
     finally:
-        for servers in made:
-            servers.stop()
+        servers.stop()
 
 
 def nothing(_: Servers) -> None:

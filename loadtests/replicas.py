@@ -5,7 +5,6 @@ are processes of their own, each with its workers, and each gets every n-th requ
 more (beside.py). Beside the mix every gateway gets short requests, one after the other, for a model that is never busy, and as many go
 through one more gateway that shares nothing, in between. What the short ones take while the fault lasts, against before and after, less
 the same of that other gateway, is what the fault costs the request path (`added`): what the machine does to all alike is in both.
-`--elsewhere` harms a server that no gateway uses.
 
 A row says what was attained, what failed, the most that any engine had in flight (its limit is pinned), what the short ones took, what the
 gateways took of the machine (ms a second on its cores and waiting for one), and how long after the fault all workers shared again. How
@@ -15,7 +14,7 @@ machine.
 `alone` and `shared` get the same requests; the difference is given with its interval (95 %, of paired requests). The rows with a fault
 are shorter. All of it takes twelve minutes at most. A row may be named several times.
 
-    python loadtests/replicas.py [--replicas 3] [--workers 2] [--rate 5] [--only alone,shared,flushall] [--server redis] [--elsewhere]
+    python loadtests/replicas.py [--replicas 3] [--workers 2] [--rate 5] [--only alone,shared,flushall] [--server redis] [--json]
 """
 
 from __future__ import annotations
@@ -77,7 +76,6 @@ class Asked:
     shots: list[Shot]
     seconds: float
     explained: str
-    elsewhere: bool
 
 
 async def run(name: str, asked: Asked) -> tuple[dict[str, Any], list[bool | None]]:
@@ -93,7 +91,7 @@ async def run(name: str, asked: Asked) -> tuple[dict[str, Any], list[bool | None
         folder = Path(made)
         try:
             if shared:
-                beside = await Beside.begun(name, asked.binary, folder, asked.elsewhere)
+                beside = await Beside.begun(name, asked.binary, folder)
             fleet, pools, listening = await engines(asked.limit)
             starting = [gateway(folder, number, pools, beside.url if beside else "", workers) for number in range(count)]
             if shared:
@@ -281,7 +279,6 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--server", choices=("valkey", "redis"), default="valkey")
     arguments.add_argument("--only", default="", help=", ".join(ROWS))
-    arguments.add_argument("--elsewhere", action="store_true", help="the fault is done to a server that nobody uses")
     arguments.add_argument("--explain", default="", help="a file for the decisions about requests that did not attain")
     arguments.add_argument("--json", action="store_true", help="a line for each row")
     given = arguments.parse_args()
@@ -293,7 +290,7 @@ def main() -> None:
     chance = Random(given.seed)
     made = jobs(Workload(name="load"), shipped_catalog(), given.rate, given.seconds, given.seed)
     shots = [shot(job, MODEL, True, chance, Lengths.EXACT) for job in made]
-    asked = Asked(given.replicas, given.workers, given.limit, binary, shots, given.seconds, given.explain, given.elsewhere)
+    asked = Asked(given.replicas, given.workers, given.limit, binary, shots, given.seconds, given.explain)
 
     def tell(got: dict[str, Any]) -> None:
         print(json.dumps(got) if given.json else shown(got), flush=True)

@@ -51,6 +51,8 @@ class RedisStore:
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
             "retry": Retry(NoBackoff(), 0),
+            # What to tell servers of the library is read from the disk for every connection: most of what one costs the loop.
+            "driver_info": None,
         }
         tls: dict[str, Any] = {
             "ssl_ca_certs": ca_file or None,

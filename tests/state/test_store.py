@@ -226,6 +226,22 @@ def test_what_is_not_redis_at_all_is_an_error_like_any_other() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://HOST", "rediss://HOST", "redis+sentinel://HOST/main", "redis+cluster://HOST", "unix:///nobody/is/here"]
+)
+def test_no_file_is_read_for_a_connection(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a driver says of itself to a server would be looked up in its package's metadata, every time."""
+
+    async def run() -> None:
+        store = RedisStore(parse_state_url(url.replace("HOST", "127.0.0.1:9")), timeout_s=0.2)
+        for _ in range(2):
+            assert await raises(lambda: store.get("k"))
+        await store.close()
+
+    monkeypatch.setattr("redis.utils.get_lib_version", lambda: pytest.fail("the package's metadata was looked up"))
+    asyncio.run(run())
+
+
 async def raises(call: Callable[[], Awaitable[object]]) -> StoreError | None:
     try:
         await call()
