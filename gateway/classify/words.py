@@ -38,6 +38,7 @@ _WORD = rf"[{_letters()}]++|[.?!:;] |[^\w\s]|[{_ALONE}]++|\d++|\n++|_|[^\W\d_]++
 _words = re.compile(rf" ?({_WORD})").findall
 _runs_and_words = re.compile(rf" ?(?:([{_ALONE}]{{3,}}+)|({_WORD}))").findall  # a run of letters to be read in pairs, or a word
 _APART = "\0"  # stands between two texts
+_BYTES = [bytes((byte,)) for byte in range(256)]
 
 # What a word is. From BREAK on it closes a sentence.
 PLAIN, CODE, FENCE, DIGIT, FOREIGN, QUOTE, COLON, BREAK = range(8)
@@ -229,7 +230,14 @@ class Words(dict[str, int]):
         return found
 
     def __missing__(self, word: str) -> int:
-        row = self._found(word)
+        encoded = word.encode("utf8", "surrogatepass")
+        row = self._row(crc32(encoded), encoded)
+        if row < 0:
+            if not word[0].isalpha():
+                same = plain(word)
+                if same != word:
+                    return self[same]  # and not held: there is no end of numbers
+            row = self._beginning(word, encoded)
         if len(word) < 32:
             met, at = self._met, self._next
             if len(met) < MAX_REMEMBERED:
@@ -241,21 +249,16 @@ class Words(dict[str, int]):
             self[word] = row
         return row
 
-    def _found(self, word: str) -> int:
-        """The row of a word, else of the longest that it begins with, else of what stands for its like."""
-        encoded = word.encode("utf8", "surrogatepass")
-        row = self._row(crc32(encoded), encoded)
-        if row >= 0:
-            return row
-        same = plain(word)
-        if same is not word and same != word:
-            return self._found(same)
-        at = len(word[: (LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES) - 1].encode("utf8", "surrogatepass"))
-        checksum = crc32(encoded[:at])
+    def _beginning(self, word: str, encoded: bytes) -> int:
+        """The row of the longest word that this one begins with, else of what stands for its like."""
         slots, last = self._slots, len(self._slots) - 1
+        least = (LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES) - 1
+        end = least if word.isascii() else len(word[:least].encode("utf8", "surrogatepass"))
+        checksum = crc32(encoded[:end])
         likely: list[tuple[int, int]] = []
-        for end in range(at + 1, min(len(encoded), LONGEST_BYTES + 1)):
-            checksum = crc32(encoded[end - 1 : end], checksum)
+        for byte in encoded[end:LONGEST_BYTES]:
+            checksum = crc32(_BYTES[byte], checksum)
+            end += 1
             if slots[checksum & last]:
                 likely.append((checksum, end))
         for checksum, end in reversed(likely):
