@@ -78,6 +78,10 @@ class App:
     def look(self, probabilities: Sequence[float], named: bool) -> Sequence[float]:
         """A message was looked at. What to believe of it, given those before. (Plain lists: seven figures are too few for numpy.)"""
         looks, before = self.looks, self.evidence
+        if not looks and self.advice is None:
+            self.looks = 1
+            self.evidence = [log(p / _PRIOR) if p > LEAST_PROBABILITY else LEAST_EVIDENCE for p in probabilities]
+            return probabilities
         surest = max(probabilities)
         disagrees = looks > 0 and surest >= CLEAR and probabilities.index(surest) != before.index(max(before))
         self.agreed += (float(not disagrees) - self.agreed) / min(looks + TRUSTED_LOOKS, LONGEST_AGREEMENT)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import accumulate
 from math import log2
+from operator import add
 from struct import Struct
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.classify.text import LAST, TOOLS, Glance, glance
-from gateway.classify.words import BREAK, CODE, COLON, COLON_STOP, DIGIT, FENCE, FOREIGN, NEWLINE, QUESTION, QUOTE, Words, split
+from gateway.classify.words import BREAK, CODE, COLON, COLON_STOP, DIGIT, FENCE, FOREIGN, NEWLINE, QUESTION, QUOTE, Words
 from gateway.core.flow import Endpoint
 from gateway.openai.body import Body
 
@@ -44,11 +46,12 @@ FIGURES = len(STRUCTURE) - len(_TOTAL_OCTAVES) - len(_LAST_OCTAVES)  # those bef
 
 
 class Features(NamedTuple):
-    """`rows` of a model's table: for each sentence that of its opening, then those of its words. `starts`: where each sentence begins in
-    them. `places`: where each stands, below PLACES. `structure`: one figure for each name in STRUCTURE."""
+    """`words`: the row of each word in a model's table. `lengths`: how many of them each sentence has. Of each sentence `openings`, the row
+    of its beginning, and `places`, where it stands, below PLACES. `structure`: one figure for each name in STRUCTURE."""
 
-    rows: NDArray[np.int64]
-    starts: NDArray[np.int64]
+    words: NDArray[np.int64]
+    lengths: list[int]
+    openings: NDArray[np.int64]
     places: NDArray[np.int64]
     structure: NDArray[np.float32]
 
@@ -56,47 +59,46 @@ class Features(NamedTuple):
 def features(body: Body, words: Words) -> Features:
     """All of a request that a model sees. (Plain lists as far as they go: for so few figures each call of numpy costs what it saves.)"""
     seen = glance(body)
-    look_up = words.__getitem__
-    ids: list[int] = []
     bounds: list[int] = []  # where each piece ends
     zones: list[int] = []
-    end = 0
-    for zone, text in seen.pieces:
-        ids += map(look_up, split(text))
-        if len(ids) > end:
-            end = len(ids)
+    ids, ends = words.rows_of([text for _, text in seen.pieces])
+    before = 0
+    for (zone, _), end in zip(seen.pieces, ends, strict=False):  # without a piece there is an end all the same
+        if end > before:
             bounds.append(end)
             zones.append(zone)
+            before = end
     if not ids:
         ids, bounds, zones = [0], [1], [LAST]
-    marks = bytes(map(words.marks.__getitem__, ids))
-    rows, starts, places = _sentences(ids, marks, bounds, zones, words.rows)
-    structure = _structure(body, seen, marks, bounds, zones)
-    return Features(np.fromiter(rows, np.int64, len(rows)), np.array(starts), np.array(places), structure)
+    rows = np.fromiter(ids, np.int64, len(ids))
+    marks = words.marks.take(rows).tobytes()
+    lengths, places = _sentences(marks, bounds, zones)
+    openings = _openings(ids, lengths, words.rows)
+    return Features(rows, lengths, np.array(openings), np.array(places), _structure(body, seen, marks, bounds, zones))
 
 
-def _sentences(ids: list[int], marks: bytes, bounds: list[int], zones: list[int], words: int) -> tuple[list[int], list[int], list[int]]:
-    """Rows, where sentences begin in them, and where in its part each of them stands: zone, head or tail, from the start, from the end,
-    length. The opening of a sentence is its first two words, since what is asked for stands there ("what does", "put this"); openings
-    have their rows behind those of the `words`."""
-    rows: list[int] = []
-    starts: list[int] = []
-    places: list[int] = []
+def _sentences(marks: bytes, bounds: list[int], zones: list[int]) -> tuple[list[int], list[int]]:
+    """How many words each sentence has, and where in its part it stands: zone, head or tail, from the start, from the end, length."""
+    lengths: list[int] = []
+    stands: list[int] = []
     begin, before = 0, -1
     for index, end in enumerate(bounds):
         zone = zones[index]
-        lengths = list(map(len, _SENTENCES(marks, begin, end)))
-        stands = _stands(zone, zone == before, index + 1 < len(zones) and zones[index + 1] == zone, len(lengths))
-        for length, stand in zip(lengths, stands, strict=False):  # of one length; to have it checked costs as much as the rest of the line
-            following = begin + length
-            said = ids[begin:following]
-            starts.append(len(rows))
-            places.append(stand + _LENGTH[length])
-            rows.append(words + ((said[0] * 31_337 + (said[1] * 7_919 if length > 1 else 0)) & (OPENINGS - 1)))
-            rows += said
-            begin = following
-        before = zone
-    return rows, starts, places
+        cut = list(map(len, _SENTENCES(marks, begin, end)))
+        lengths += cut
+        stands += _stands(zone, zone == before, index + 1 < len(zones) and zones[index + 1] == zone, len(cut))
+        begin, before = end, zone
+    return lengths, list(map(add, stands, map(_LENGTH.__getitem__, lengths)))
+
+
+def _openings(ids: list[int], lengths: list[int], words: int) -> list[int]:
+    """The opening of a sentence is its first two words, since what is asked for stands there ("what does", "put this"). Openings have
+    their rows behind those of the `words`."""
+    starts = accumulate(lengths, initial=0)
+    return [
+        words + ((ids[at] * 31_337 + (ids[at + 1] * 7_919 if length > 1 else 0)) & (OPENINGS - 1))
+        for at, length in zip(starts, lengths, strict=False)  # `starts` has one more, the end
+    ]
 
 
 _SENTENCES = re.compile(rb"[^\x%02x-\x%02x]+[\x%02x-\x%02x]*|[\x%02x-\x%02x]+" % ((BREAK, COLON_STOP) * 3)).findall
@@ -123,7 +125,7 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
             end = bounds[index]
     has_fim_marker = False
     for zone, text in seen.pieces:
-        if zone == LAST and _FIM_MARKER(text):
+        if zone == LAST and ("<" in text or "[" in text) and _FIM_MARKER(text):
             has_fim_marker = True
     last = marks[begin:end]
     head, tail = last[:EDGE_WORDS], last[-EDGE_WORDS:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.classify import arrays
 from gateway.classify.features import OPENINGS, Features
 from gateway.classify.words import Words
 
@@ -23,6 +25,7 @@ Floats = NDArray[np.floating[Any]]
 
 # Kinds of request; the two that are about a given text are a short or a long use case by the length of the prompt (verdict.py).
 KINDS = ("chatbot", "code_completion", "code_generation", "translation", "content_generation", "summary", "document")
+MOST_CELLS = 32_768  # sentences times words: up to so many it takes less time to add up words by a product
 SMOOTHING = 0.3  # added to a sentence's weight, so that one rare word does not stand for a sentence
 
 SHIPPED_WORDS = Path(__file__).with_name("words.npz")
@@ -78,40 +81,56 @@ class Model:
 
     def __post_init__(self) -> None:
         # Whatever can be done once is done here instead of for each request, so that each step there is one call: calls are what it costs.
+        # (What was loaded from a file lies there in halves and is not copied; computed is with floats.)
         w, kinds = self.weights, len(KINDS)
         self._sums = w.sums
-        self._smoothing = np.float32(SMOOTHING) / w.step
+        self._smoothing = np.float32(SMOOTHING) / w.step.astype(np.float32)
         # The last column of a sentence's vector is what speaks for attention to it: its place, never below nothing, and its weight.
-        self._places = np.concatenate((w.places, w.attention_places - w.attention_places.min()), axis=1)
-        self._attention = np.append(w.attention, np.float32(1.0))
-        both = np.concatenate((w.structure, w.direct), axis=1)
-        self._structure = np.ascontiguousarray(both / w.spread[:, None])
-        self._structure_bias = np.concatenate((w.structure_bias, w.bias)) - (w.mean / w.spread) @ both
+        speaks = w.attention_places.astype(np.float32)
+        self._places = np.concatenate((w.places, speaks - speaks.min()), axis=1, dtype=np.float32)
+        self._attention = np.append(w.attention.astype(np.float32), np.float32(1.0))
+        both = np.concatenate((w.structure, w.direct), axis=1, dtype=np.float32)
+        mean, spread = w.mean.astype(np.float32), w.spread.astype(np.float32)
+        self._structure = np.ascontiguousarray(both / spread[:, None])
+        self._structure_bias = np.concatenate((w.structure_bias, w.bias), dtype=np.float32) - (mean / spread) @ both
         prior = self.notes.get("prior", {})  # of a site whose mix is another than was trained on (training/site.py)
         self._structure_bias[-kinds:] += self.temperature * np.log([prior.get(kind, 1.0) for kind in KINDS])
-        self._least = np.append(np.zeros(len(w.structure_bias), np.float32), np.full(kinds, -np.inf, np.float32))
-        d = len(w.attention)
-        parts = [w.out[begin : begin + d] for begin in (0, d, 2 * d)]
+        self._least = np.append(np.zeros(len(self._structure_bias) - kinds, np.float32), np.full(kinds, -np.inf, np.float32))
+        d, out = len(w.attention), w.out.astype(np.float32)
+        parts = [out[begin : begin + d] for begin in (0, d, 2 * d)]
         nothing = np.zeros((1, kinds), np.float32)
-        self._out = np.concatenate((*(row for part in parts for row in (part, nothing)), w.out[3 * d :], np.eye(kinds, dtype=np.float32)))
+        self._out = np.concatenate((*(row for part in parts for row in (part, nothing)), out[3 * d :], np.eye(kinds, dtype=np.float32)))
 
     def scores(self, seen: Features) -> Floats:
         """Unnormalised log probabilities of KINDS."""
-        sentences = np.add.reduceat(self._sums.take(seen.rows, axis=0).astype(np.float32), seen.starts, axis=0)
+        rows = self._sums.take(seen.words, axis=0).astype(np.float32)
+        lengths = seen.lengths
+        if len(lengths) * len(rows) <= MOST_CELLS:
+            # As a product with ones where a sentence has its words: between those of one sentence and of the next lie as many noughts as
+            # there are words. (All summands are whole numbers: the order in which they are added changes nothing.)
+            cells = bytes(4 * len(rows)).join([_ONES[: 4 * length] for length in lengths])
+            sentences = np.ndarray((len(lengths), len(rows)), np.float32, cells).dot(rows)
+        else:
+            sentences = np.add.reduceat(rows, list(accumulate(lengths[:-1], initial=0)), axis=0)
+        sentences += self._sums.take(seen.openings, axis=0)
         sentences /= sentences[:, -1:] + self._smoothing
         sentences += self._places.take(seen.places, axis=0)
         np.maximum(sentences, _NOTHING, out=sentences)
-        attention = sentences.dot(self._attention).tolist()
-        most = max(attention)
-        odds = [exp(one - most) for one in attention]
-        total = sum(odds)
-        odds = [one / total for one in odds]
-        odds += [1.0 / len(odds)] * len(odds)
-        attended_and_mean = np.array(odds, np.float32).reshape(2, -1).dot(sentences).ravel()
+        if len(lengths) == 1:
+            attended_mean_and_best = [sentences] * 3
+        else:
+            attention = sentences.dot(self._attention).tolist()
+            most = max(attention)
+            odds = [exp(one - most) for one in attention]
+            total = sum(odds)
+            odds = [one / total for one in odds]
+            odds += [1.0 / len(odds)] * len(odds)
+            attended_and_mean = np.array(odds, np.float32).reshape(2, -1).dot(sentences)
+            attended_mean_and_best = [attended_and_mean, np.maximum.reduce(sentences)]
         structure = seen.structure.dot(self._structure)
         structure += self._structure_bias
         np.maximum(structure, self._least, out=structure)
-        scores: Floats = np.concatenate((attended_and_mean, np.maximum.reduce(sentences), structure)).dot(self._out)
+        scores: Floats = np.concatenate((*attended_mean_and_best, structure), axis=None).dot(self._out)
         return scores
 
     def probabilities(self, seen: Features) -> list[float]:
@@ -126,27 +145,27 @@ class Model:
         """One file. The words are kept in their own."""
         w = self.weights
         note = {"format": FORMAT, "temperature": self.temperature, "kinds": KINDS, **self.notes}
-        arrays: dict[str, Any] = {"note": np.frombuffer(json.dumps(note).encode(), np.uint8)}
+        found: dict[str, Any] = {"note": np.frombuffer(json.dumps(note).encode(), np.uint8)}
         for name in ARRAYS:
             value = getattr(w, name)
-            arrays[name] = value if value.dtype == np.int8 else value.astype(np.float16)
-        np.savez_compressed(path, **arrays)
+            found[name] = value if value.dtype == np.int8 else value.astype(np.float16)
+        arrays.save(path, found)
 
     @classmethod
     def load(cls, path: Path = SHIPPED_MODEL, words: Words | None = None) -> Model:
-        """As `save` wrote it, with the shipped words when none are given. ModelError says what is wrong with a file."""
+        """As `save` wrote it, with the shipped words when none are given. The shipped model stays where it is on disk; another, whose file
+        may be written over, is read. ModelError says what is wrong with a file."""
         try:
-            with np.load(path) as file:
-                note = json.loads(file["note"].tobytes())
-                if note.pop("format") != FORMAT or tuple(note.pop("kinds")) != KINDS:
-                    raise ModelError(f"{path} is a model of another version")
-                arrays = {name: file[name] if name == "sums" else file[name].astype(np.float32) for name in ARRAYS}
+            file = arrays.mapped(path) if path == SHIPPED_MODEL else arrays.read(path)
+            note = json.loads(file["note"].tobytes())
+            if note.pop("format") != FORMAT or tuple(note.pop("kinds")) != KINDS:
+                raise ModelError(f"{path} is a model of another version")
+            weights = Weights(**{name: file[name] for name in ARRAYS})
         except ModelError:
             raise
         except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{path} is not a model: {error}") from None
         words = words or Words.load(SHIPPED_WORDS)
-        weights = Weights(**arrays)
         if len(weights.sums) != words.rows + OPENINGS:
             raise ModelError(f"{path} is a model of another version")
         return cls(weights, words, float(note.pop("temperature")), note)
@@ -154,3 +173,4 @@ class Model:
 
 ARRAYS = tuple(Weights.__dataclass_fields__)
 _NOTHING = np.float32(0.0)
+_ONES = np.ones(MOST_CELLS, np.float32).tobytes()

@@ -31,6 +31,17 @@ DECODE_BYTES = 64 * 1024
 
 _decode = msgspec.json.Decoder().decode
 
+
+class _Said(msgspec.Struct, gc=False):
+    """A message as nearly all are."""
+
+    role: str
+    content: str
+    tool_calls: msgspec.Raw | None = None
+
+
+_said = msgspec.json.Decoder(list[_Said]).decode
+
 _NAMES = re.compile(rb'"name"[ \t\n\r]*:[ \t\n\r]*"([^"\\]{1,64})"')
 
 
@@ -128,6 +139,12 @@ def _messages(body: Body) -> list[Message]:
     if size == 0:
         return []
     if size <= DECODE_BYTES:
+        try:
+            said = _said(prompt)
+            if not [one for one in said if one.tool_calls is not None]:
+                return [Message(one.role, one.content, "", len(one.content)) for one in said]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+            pass
         try:
             return _from_value(_decode(prompt))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):

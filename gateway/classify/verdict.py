@@ -48,8 +48,9 @@ class Judge:
         self._use_cases = (tuple(short), tuple(long))
         # For each kind those that are the same use case: more than itself where the catalogue lacks one.
         self._alike = tuple([[kind for kind, other in enumerate(names) if other == name] for name in names] for names in self._use_cases)
-        self._costs = tuple(cost_matrix(names, catalog, costs) for names in self._use_cases)
-        self._decided = tuple(_decided(matrix) for matrix in self._costs)
+        matrices = [cost_matrix(names, catalog, costs) for names in self._use_cases]
+        self._costs = tuple(matrix.astype(np.float64) for matrix in matrices)  # as probabilities are
+        self._decided = tuple(_decided(matrix) for matrix in matrices)
 
     def use_cases(self, prompt_tokens: int) -> tuple[str, ...]:
         """What each kind is at this length."""
@@ -59,7 +60,7 @@ class Judge:
         """The use case with the least expected cost, and its probability. `probabilities` are of KINDS."""
         long = prompt_tokens >= self.boundary_tokens
         most = max(probabilities)
-        best = probabilities.index(most) if most >= self._decided[long] else int((np.array(probabilities) @ self._costs[long]).argmin())
+        best = probabilities.index(most) if most >= self._decided[long] else int(np.array(probabilities).dot(self._costs[long]).argmin())
         use_cases = self._use_cases[long]
         chosen = use_cases[best]
         alike = self._alike[long][best]
@@ -94,4 +95,5 @@ def _decided(costs: Floats) -> float:
 
 def verdict_of(judged: Judged, why: str) -> Verdict:
     """With its reason in a word."""
-    return Verdict(judged.use_case, round(judged.probability, 3), f"{why} {judged.probability:.2f}")
+    probability = judged.probability
+    return Verdict(judged.use_case, int(probability * 1000.0 + 0.5) / 1000.0, f"{why} {probability:.2f}")  # a third of what round takes

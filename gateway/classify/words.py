@@ -1,4 +1,4 @@
-"""Words as numbers: a vocabulary with a vector for each, learnt from a sentence model once and shipped (words.npz).
+"""Words as numbers: a vocabulary that was learnt from a sentence model once and ships (words.npz), with a row for each word.
 
 A word that is not in it is taken for the longest word that it begins with, else for its script. Scripts that write without spaces are
 read in pairs of letters.
@@ -7,20 +7,38 @@ read in pairs of letters.
 from __future__ import annotations
 
 import re
-from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from sys import byteorder
+from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.classify import arrays
+
 # Scripts that write without spaces: kana, han, thai.
 _ALONE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
+FIRST_ALONE, LAST_ALONE = 0x0E00, 0xFAFF
+_has_pairs = re.compile(f"[{_ALONE}]" * 3).search  # written out, it is found by its first letter: four times as fast
+
+
+def _letters() -> str:
+    """All other letters of the basic plane, as a class of a regular expression: one that names its letters is read twice as fast as one
+    that says what they are not."""
+    plane = np.arange(1, 0xD800, dtype=np.uint16).tobytes() + np.arange(0xE000, 0x10000, dtype=np.uint16).tobytes()
+    runs = re.findall(rf"[^\W\d_{_ALONE}]+", plane.decode("utf-16-le" if byteorder == "little" else "utf-16-be"))
+    return "".join(f"{run[0]}-{run[-1]}" for run in runs)
+
+
 # The space before a word is taken along: to fail at each costs a quarter of the time.
-_ASCII_WORDS = re.compile(r" ?([a-z]++|[.?!:;] |[^\w\s]|[0-9]++|\n++|_)").findall
-_WORDS = re.compile(rf"[{_ALONE}]+|[^\W\d_{_ALONE}]+|\d+|\n+|[.?!:;] |[^\w\s]|_").findall
+_WORD = rf"[{_letters()}]++|[.?!:;] |[^\w\s]|[{_ALONE}]++|\d++|\n++|_|[^\W\d_]++"
+_words = re.compile(rf" ?({_WORD})").findall
+_runs_and_words = re.compile(rf" ?(?:([{_ALONE}]{{3,}}+)|({_WORD}))").findall  # a run of letters to be read in pairs, or a word
+_APART = "\0"  # stands between two texts
+_BYTES = [bytes((byte,)) for byte in range(256)]
 
 # What a word is. From BREAK on it closes a sentence.
 PLAIN, CODE, FENCE, DIGIT, FOREIGN, QUOTE, COLON, BREAK = range(8)
@@ -36,19 +54,18 @@ STAND_INS = ("<short>", "<word>", "<long>", "<greek or cyrillic>", "<semitic>", 
 SPECIAL = ("\n", "\n\n", ". ", "? ", "! ", ": ", "; ", "0", "00", "0000", *STAND_INS)
 # The shortest beginning that stands for a word: where letters are sounds, and where they are syllables or words.
 LEAST_LETTERS, LEAST_SYLLABLES = 4, 1
-# Words that are held as a dict: the first of the table are its commonest.
+LONGEST_BYTES = 32  # of a word of the vocabulary
+# Words that are held as a dict: the first of the vocabulary are its commonest, of others those met last.
 HELD, MAX_REMEMBERED = 2_048, 16_384
+SLOTS = 2  # of the table that words are found by, for each word at least: so few share one
 
 
 def split(text: str) -> list[str]:
     """The words of a text, marks and line ends included, in lower case."""
-    text = text.lower()
-    if text.isascii():
-        return list(_ASCII_WORDS(text))
     words: list[str] = []
-    for word in _WORDS(text):
-        if len(word) > 2 and "\u0e00" <= word[0] <= "\u9fff" and (word[0] <= "\u0e7f" or word[0] >= "\u3040"):
-            words.extend(map("".join, pairwise(word)))
+    for run, word in _runs_and_words(text.lower()):
+        if run:
+            words.extend(map("".join, pairwise(run)))
         else:
             words.append(word)
     return words
@@ -99,62 +116,167 @@ def mark_of(word: str) -> int:
     return FOREIGN if not word.isascii() or word in STAND_INS[3:] else PLAIN
 
 
+class Index(NamedTuple):
+    """A vocabulary as it is looked up in, each field an array; most of one that is mapped from its file is never touched."""
+
+    text: NDArray[np.uint8]  # the words, a zero byte between two
+    starts: NDArray[np.uint32]  # where each begins in it, and where one more would
+    slots: NDArray[np.uint16]  # 1 + the row of the word whose checksum says this slot, or the next free one; 0 = none
+    marks: NDArray[np.uint8]  # what each word is
+    pairs: NDArray[np.uint32]  # pairs of letters, two bytes each, sorted
+    pair_rows: NDArray[np.uint16]
+    letters: NDArray[np.uint16]  # from FIRST_ALONE to LAST_ALONE: the row of pairs that begin with a letter and are not among `pairs`
+
+
+def index_of(words: Sequence[str]) -> Index:
+    """Of a vocabulary: the commonest first, fewer than 65,535 words of at most LONGEST_BYTES."""
+    encoded = [word.encode("utf8") for word in words]
+    if len(encoded) >= 0xFFFF or max(map(len, encoded)) > LONGEST_BYTES:
+        raise ValueError("too many words, or too long ones")
+    slots = np.zeros(1 << (len(words) * SLOTS - 1).bit_length(), np.uint16)
+    for row, written in enumerate(encoded):
+        at = crc32(written) & (len(slots) - 1)
+        while slots[at]:
+            at = (at + 1) & (len(slots) - 1)
+        slots[at] = row + 1
+    row_of = {word: row for row, word in enumerate(words)}
+    pairs = [(ord(word[0]) << 16 | ord(word[1]), row) for word, row in row_of.items() if len(word) == 2 and _has_pairs(word * 2)]
+    pairs = sorted([*pairs, (0, 0)])  # one that no text has, so that there is one
+    letters = np.full(LAST_ALONE - FIRST_ALONE + 1, row_of.get(stand_in("\u0e01"), 0), np.uint16)
+    for first, last in (("\u3040", "\u9fff"), ("\uf900", "\ufaff")):
+        letters[ord(first) - FIRST_ALONE : ord(last) - FIRST_ALONE + 1] = row_of.get(stand_in(first), 0)
+    for word, row in row_of.items():
+        if len(word) == 1 and _has_pairs(word * 3):
+            letters[ord(word) - FIRST_ALONE] = row
+    for digit in range(0x0E50, 0x0E5A):
+        letters[digit - FIRST_ALONE] = row_of.get(plain(chr(digit) * 2), letters[digit - FIRST_ALONE])
+    return Index(
+        np.frombuffer(b"\0".join(encoded), np.uint8),
+        np.array(list(accumulate((len(word) + 1 for word in encoded), initial=0)), np.uint32),
+        slots,
+        np.array([mark_of(word) for word in words], np.uint8),
+        np.array([pair for pair, _ in pairs], np.uint32),
+        np.array([row for _, row in pairs], np.uint16),
+        letters,
+    )
+
+
 class Words(dict[str, int]):
     """word -> row of the table. As a dict only the commonest words and those that were met are held, up to a bound: the whole vocabulary
-    as one would take 5 MB. It lies in one sorted text, where a word is found among its neighbours, and so is the longest that it begins
-    with: it stands right before it, or is what that begins with in turn."""
+    as one would take 5 MB."""
 
-    def __init__(self, words: list[str]) -> None:
-        super().__init__((word, row) for row, word in enumerate(words[:HELD]))
-        self.rows = len(words)
-        # Most words have no mark: those that are of letters of ours alone.
-        self.marks = bytes(PLAIN if word.isascii() and word.isalpha() else mark_of(word) for word in words)
-        encoded = [word.encode("utf8") for word in words]
-        order = sorted(range(len(words)), key=encoded.__getitem__)
-        self._text = b"".join([encoded[row] for row in order])
-        self._row = array("I", order)
-        self._end = array("I", accumulate((len(encoded[row]) for row in order), initial=0))
-        self._beginning = array("i", _beginnings([encoded[row] for row in order]))
-        self._letters = [bisect_left(range(self.rows), bytes((byte,)), key=self._entry) for byte in range(256)] + [self.rows]
+    def __init__(self, index: Index) -> None:
+        self._text, self._starts, self._slots = index.text.data, index.starts.data, index.slots.data
+        self._pairs, self._pair_rows, self._letters = index.pairs, index.pair_rows, index.letters
+        self.marks = index.marks
+        self.rows = len(index.marks)
+        commonest = bytes(self._text[: self._starts[min(HELD, self.rows)]]).decode("utf8").split("\0")
+        super().__init__((word, row) for row, word in enumerate(commonest[: min(HELD, self.rows)]))
+        self._met: list[str] = []  # in a ring: whoever sends many odd words keeps nobody else's from being held
+        self._next = 0
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Words:
+        """Of a vocabulary, the commonest words first."""
+        return cls(index_of(words))
 
     @classmethod
     def load(cls, path: Path) -> Words:
-        """Of a table that was saved."""
-        with np.load(path) as file:
-            return cls(file["words"].tobytes().decode("utf8").split("\0"))
+        """Of an index that was saved."""
+        found = arrays.mapped(path)
+        return cls(Index(*(found[name] for name in Index._fields)))
+
+    def rows_of(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """The row of each word of all texts, and where each text ends in them. (All at once: to begin costs as much as a line of text.)"""
+        text = _APART.join(texts).lower()
+        if text.count(_APART) >= len(texts):  # somebody writes that letter: another, just as unknown, stands for it
+            text = _APART.join([one.replace(_APART, "\1") for one in texts]).lower()
+        ends: list[int] = []
+        if text.isascii() or _has_pairs(text) is None:
+            words: list[str] = _words(text)
+            end = 0
+            for _ in texts[1:]:
+                end = words.index(_APART, end)
+                del words[end]
+                ends.append(end)
+            ends.append(len(words))
+            return list(map(self.__getitem__, words)), ends
+        found = _runs_and_words(text)
+        pairs = self._of_pairs("".join([run for run, _ in found]))
+        rows: list[int] = []
+        begin = 0
+        for run, word in found:
+            if run:
+                rows += pairs[begin : begin + len(run) - 1]
+                begin += len(run)
+            elif word == _APART:
+                ends.append(len(rows))
+            else:
+                rows.append(self[word])
+        ends.append(len(rows))
+        return rows, ends
+
+    def _of_pairs(self, letters: str) -> list[int]:
+        """The row of each letter and the next."""
+        codes = np.frombuffer(letters.encode("utf-16-le"), "<u2")
+        pairs = codes[:-1].astype(np.uint32)
+        pairs <<= 16
+        pairs |= codes[1:]
+        at = self._pairs.searchsorted(pairs)
+        known = self._pairs.take(at, mode="clip") == pairs
+        rows = self._letters.take(codes[:-1] - np.uint16(FIRST_ALONE))
+        np.copyto(rows, self._pair_rows.take(at, mode="clip"), where=known)
+        found: list[int] = rows.tolist()
+        return found
 
     def __missing__(self, word: str) -> int:
-        row = self._found(plain(word))
-        if len(self) < HELD + MAX_REMEMBERED and len(word) < 32:
+        encoded = word.encode("utf8", "surrogatepass")
+        row = self._row(crc32(encoded), encoded)
+        if row < 0:
+            if not word[0].isalpha():
+                same = plain(word)
+                if same != word:
+                    return self[same]  # and not held: there is no end of numbers
+            row = self._beginning(word, encoded)
+        if len(word) < 32:
+            met, at = self._met, self._next
+            if len(met) < MAX_REMEMBERED:
+                met.append(word)
+            else:
+                self.pop(met[at], None)
+                met[at] = word
+                self._next = (at + 1) % MAX_REMEMBERED
             self[word] = row
         return row
 
-    def _found(self, word: str) -> int:
-        """The row of a word, else of the longest that it begins with, else of what stands for its like."""
-        encoded = word.encode("utf8", "surrogatepass")
-        begin, end = self._letters[encoded[0]], self._letters[encoded[0] + 1]
-        at = begin + bisect_right(range(begin, end), encoded, key=self._entry) - 1
-        least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
-        while at >= 0:
-            entry = self._entry(at)
-            if entry == encoded or (encoded.startswith(entry) and len(entry.decode()) >= least):
-                return self._row[at]
-            at = self._beginning[at]
+    def _beginning(self, word: str, encoded: bytes) -> int:
+        """The row of the longest word that this one begins with, else of what stands for its like."""
+        slots, last = self._slots, len(self._slots) - 1
+        least = (LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES) - 1
+        end = least if word.isascii() else len(word[:least].encode("utf8", "surrogatepass"))
+        checksum = crc32(encoded[:end])
+        likely: list[tuple[int, int]] = []
+        for byte in encoded[end:LONGEST_BYTES]:
+            checksum = crc32(_BYTES[byte], checksum)
+            end += 1
+            if slots[checksum & last]:
+                likely.append((checksum, end))
+        for checksum, end in reversed(likely):
+            row = self._row(checksum, encoded[:end])
+            if row >= 0:
+                return row
         other = stand_in(word)
         return self.get(other, 0) if other != word else 0
 
-    def _entry(self, at: int) -> bytes:
-        return self._text[self._end[at] : self._end[at + 1]]
-
-
-def _beginnings(words: list[bytes]) -> Iterator[int]:
-    """For each of sorted words the longest other one that it begins with; -1 where there is none."""
-    open_words: list[int] = []
-    for at, word in enumerate(words):
-        while open_words and not word.startswith(words[open_words[-1]]):
-            open_words.pop()
-        yield open_words[-1] if open_words else -1
-        open_words.append(at)
+    def _row(self, checksum: int, encoded: bytes) -> int:
+        """The row of a word of the vocabulary; -1 for another."""
+        slots, last, starts = self._slots, len(self._slots) - 1, self._starts
+        at = checksum & last
+        while row := slots[at]:
+            if self._text[starts[row - 1] : starts[row] - 1] == encoded:
+                return row - 1
+            at = (at + 1) & last
+        return -1
 
 
 class Table:
@@ -162,26 +284,28 @@ class Table:
 
     def __init__(self, words: list[str], vectors: NDArray[np.int8], scales: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
         self.list = words
-        self.words = Words(words)
+        self.words = Words.of(words)
         self.vectors, self.scales, self.weights = vectors, scales, weights
 
     @classmethod
     def load(cls, path: Path) -> Table:
         """As `save` wrote it."""
-        with np.load(path) as file:
-            words = file["words"].tobytes().decode("utf8").split("\0")
-            return cls(words, file["vectors"], file["scales"], file["weights"].astype(np.float32))
+        words = arrays.mapped(path)["text"].tobytes().decode("utf8").split("\0")
+        with np.load(_vectors_beside(path)) as file:
+            return cls(words, file["vectors"], file["scales"].astype(np.float32), file["weights"].astype(np.float32))
 
     def save(self, path: Path) -> None:
-        """One file: words, int8 vectors with a scale each, and how much each word counts in a mean."""
-        np.savez(
-            path,
-            words=np.frombuffer("\0".join(self.list).encode("utf8"), np.uint8),
-            vectors=self.vectors,
-            scales=self.scales.astype(np.float16),
-            weights=self.weights.astype(np.float16),
+        """Two files: the words as they are looked up; and int8 vectors with a scale each and how much each word counts in a mean, which
+        nothing but training reads."""
+        arrays.save(path, index_of(self.list)._asdict())
+        np.savez_compressed(
+            _vectors_beside(path), vectors=self.vectors, scales=self.scales.astype(np.float16), weights=self.weights.astype(np.float16)
         )
 
     def dense(self) -> NDArray[np.float32]:
         """The vectors as they are computed with."""
         return self.vectors.astype(np.float32) * self.scales.astype(np.float32)[:, None]
+
+
+def _vectors_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-vectors.npz")

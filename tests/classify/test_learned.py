@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gateway.classify import apps
+from gateway.classify import model as models
 from gateway.classify.explicit import ANYBODY, Classifier, Tenant
 from gateway.classify.features import features
 from gateway.classify.learned import Learned, divergence
-from gateway.classify.model import KINDS, SHIPPED_MODEL, SHIPPED_WORDS, Model, ModelError
+from gateway.classify.model import KINDS, SHIPPED_MODEL, Model, ModelError
 from gateway.config.load import of_settings
 from gateway.config.settings import Limits, Settings
 from gateway.core.flow import Endpoint, Tag
@@ -81,7 +84,7 @@ def test_a_request_nobody_tagged_is_understood(text: str, use_case: str) -> None
 
 
 def test_what_ships_is_small() -> None:
-    assert SHIPPED_MODEL.stat().st_size + SHIPPED_WORDS.stat().st_size <= 8_000_000
+    assert sum(file.stat().st_size for file in SHIPPED_MODEL.parent.glob("*.npz")) <= 8_000_000
 
 
 def test_a_known_application_is_not_looked_at_again() -> None:
@@ -248,6 +251,22 @@ def test_what_a_caller_says_itself_needs_no_look() -> None:
     assert site.learned.looks == 0
 
 
+def test_whose_key_says_what_it_is_needs_no_look() -> None:
+    site = Site()
+    assert site.ask("Translate this.", tenant=Tenant("t", "k", use_case="chatbot")).use_case == "chatbot"
+    assert site.ask("Translate this.", metadata={"slo_use_case": "chatbot"}).use_case == "chatbot"
+    assert site.learned.looks == 0
+
+
+def test_many_short_sentences_are_added_up_as_few_long_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("Hello.", ARTICLE, "a\nb\n" * 300, "No. " * 200):
+        seen = features(bodies.read(chat(text), Endpoint.CHAT, Limits()), MODEL.words)
+        with monkeypatch.context() as changed:
+            changed.setattr(models, "MOST_CELLS", 0)
+            one_by_one = MODEL.scores(seen)
+        assert MODEL.scores(seen).tolist() == one_by_one.tolist()
+
+
 def test_below_the_floor_the_fallback_stands_and_says_so() -> None:
     tag = Site(confidence_floor=1.0, fallback="document_rag").ask("sea")
     assert tag.use_case == "document_rag"
@@ -255,9 +274,8 @@ def test_below_the_floor_the_fallback_stands_and_says_so() -> None:
 
 
 def test_a_shadow_model_is_asked_and_not_obeyed() -> None:
-    contrary = Model.load(words=MODEL.words)
-    contrary.weights.out[:] = 0.0
-    site = Site(shadow=Model(contrary.weights, MODEL.words))
+    contrary = replace(MODEL.weights, out=np.zeros_like(MODEL.weights.out))
+    site = Site(shadow=Model(contrary, MODEL.words))
     assert site.ask("Write a short story about a lighthouse keeper who collects clocks.").use_case == "content_generation"
     [(pair, count)] = site.learned.shadowed.items()
     assert (pair[0], count) == ("content_generation", 1)

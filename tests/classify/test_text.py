@@ -19,7 +19,7 @@ from gateway.core.flow import Endpoint
 from gateway.openai import body as bodies
 from gateway.openai.errors import ApiError
 
-WORDS = Words(["\n", ". ", "<short>", "<word>", "<long>", "summarize", "this", "?", "{", "\u8981\u7d04"])
+WORDS = Words.of(["\n", ". ", "<short>", "<word>", "<long>", "summarize", "this", "?", "{", "\u8981\u7d04"])
 
 
 def body_of(request: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> bodies.Body:
@@ -73,7 +73,7 @@ def test_a_long_text_followed_by_a_question_is_not_taken_for_one_message() -> No
 
 def test_a_request_of_a_megabyte_is_as_much_work_as_one_of_forty_kilobytes() -> None:
     small, large = (chat(("user", "word " * count)) for count in (8_000, 200_000))
-    assert abs(len(features(large, WORDS).rows) - len(features(small, WORDS).rows)) < 20
+    assert abs(len(features(large, WORDS).words) - len(features(small, WORDS).words)) < 20
 
 
 def test_the_other_endpoints_say_the_same() -> None:
@@ -124,13 +124,12 @@ def looked_at(raw: bytes, endpoint: Endpoint) -> bool:
         return False
     seen = features(body, WORDS)
     assert len(seen.structure) == len(STRUCTURE)
-    assert len(seen.starts) == len(seen.places) >= 1
-    assert seen.starts[0] == 0
-    opened, words = seen.rows[seen.starts], [row for at, row in enumerate(seen.rows) if at not in set(seen.starts)]
-    assert len(words) >= len(opened)
-    assert max(words) < WORDS.rows
+    assert len(seen.lengths) == len(seen.places) == len(seen.openings) >= 1
+    assert sum(seen.lengths) == len(seen.words)
+    assert min(seen.lengths) >= 1
+    assert ((seen.words >= 0) & (seen.words < WORDS.rows)).all()
     assert ((seen.places >= 0) & (seen.places < PLACES)).all()
-    assert ((opened >= WORDS.rows) & (opened < WORDS.rows + OPENINGS)).all()
+    assert ((seen.openings >= WORDS.rows) & (seen.openings < WORDS.rows + OPENINGS)).all()
     return True
 
 
@@ -165,7 +164,7 @@ def test_a_million_letters_without_a_space_are_looked_at(letters: str) -> None:
 
 
 def test_words_that_are_not_known_are_those_they_begin_with() -> None:
-    known = Words(["zusammen", "<short>", "<word>", "<long>", "\u8981"])
+    known = Words.of(["zusammen", "<short>", "<word>", "<long>", "\u8981"])
     assert known["zusammenfassend"] == 0
     assert known["\u8981\u7d04"] == 4
     assert known["xyz"] == 1
@@ -180,7 +179,7 @@ def test_a_word_is_found_as_it_would_be_in_a_plain_list(vocabulary: list[str], w
     least = 4 if word[0] < "\u0e00" else 1
     beginnings = [word[:end] for end in range(len(word), least - 1, -1)]
     stand_in = listed.index("<han>" if word[0] > "z" else "<short>" if len(word) < 4 else "<word>")
-    words = Words(listed)
+    words = Words.of(listed)
     for known in vocabulary:
         del words[known]  # as of the many words that are not held
     assert words[word] == next((listed.index(part) for part in (word, *beginnings) if part in vocabulary), stand_in)

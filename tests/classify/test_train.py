@@ -100,7 +100,7 @@ def test_a_model_is_trained_judged_and_drawn_and_the_same_again(tmp_path: Path) 
 
 def test_gradients_are_those_of_the_loss() -> None:
     """Each weight moved a little changes the loss as the step would have it (noise switched off)."""
-    words = Words(["\n", "a", "b", ". ", "<short>", "<word>", "<long>"])
+    words = Words.of(["\n", "a", "b", ". ", "<short>", "<word>", "<long>"])
     texts = ["a b. b\na", "b b b. a", "a\nb. a b a"]
     looked = [features(labelled("x", 0, row("chatbot", text, ""), {}).body, words) for text in texts]
     quiet = Recipe(lost_words=0, lost_sentences=0, lost_system=0, lost_openings=0, lost_structure=0, lost_hidden=0, decay=0, width=6)
@@ -127,7 +127,7 @@ def test_gradients_are_those_of_the_loss() -> None:
 
 
 def test_what_serves_computes_what_was_learnt() -> None:
-    words = Words(["\n", "a", "b", ". ", "<short>", "<word>", "<long>"])
+    words = Words.of(["\n", "a", "b", ". ", "<short>", "<word>", "<long>"])
     looked = [features(labelled("x", 0, row("chatbot", text, "be b. "), {}).body, words) for text in ("a b. b\na", "b b b. a", "a")]
     quiet = Recipe(lost_words=0, lost_sentences=0, lost_system=0, lost_openings=0, lost_structure=0, lost_hidden=0, width=6)
     chance = np.random.default_rng(2)

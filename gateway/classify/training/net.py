@@ -73,11 +73,11 @@ class Seen:
     @classmethod
     def of(cls, row: Features, vectors: Floats, counts: Floats) -> Seen:
         """`vectors` have their weights, `counts`, multiplied in."""
-        words = np.delete(row.rows, row.starts)  # the first of each sentence is that of its opening
-        starts = row.starts - np.arange(len(row.starts))
+        lengths = np.array(row.lengths, np.int64)
+        words, starts = row.words, np.cumsum(lengths) - lengths
         weight = np.add.reduceat(counts[words], starts) + np.float32(SMOOTHING)
         means = np.add.reduceat(vectors[words], starts, axis=0) / weight[:, None]
-        return cls(words, starts, row.rows[row.starts] - len(counts), row.places, row.structure, means, weight)
+        return cls(words, starts, row.openings - len(counts), row.places, row.structure, means, weight)
 
 
 def batch_of(rows: Sequence[Seen], chance: Generator, recipe: Recipe) -> Batch:

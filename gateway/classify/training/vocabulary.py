@@ -1,4 +1,4 @@
-"""Makes words.npz: which words there are, and a vector for each, from a multilingual sentence model.
+"""Makes words.npz and words-vectors.npz: which words there are, and a vector for each, from a multilingual sentence model.
 
     python -m gateway.classify.training.vocabulary words.npz DATA...
 
