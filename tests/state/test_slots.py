@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HANG_S
 from gateway.state import slots
+from tests.conftest import HANG_S
 from tests.state.sharing import KEY, STANDS_S, Server, Worker, round_of
 
 

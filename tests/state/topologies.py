@@ -82,7 +82,7 @@ class Node:
     def begin_again(self) -> None:
         """The one that was killed is there again, and empty."""
         self.child = self._spawn()
-        until(self.answers, 20.0, "the server to answer")
+        until(self.answers, what="the server to answer")
 
 
 class Sentinel(Node):
