@@ -14,7 +14,7 @@ import pytest
 
 from gateway.core.flow import EngineKind
 from gateway.engines.discovery import discover
-from tests.conftest import MODEL, Place, Process, until
+from tests.conftest import HANG_S, MODEL, Place, Process, until
 from tests.faults.recorded import ENGINES, Recording, Replay, recordings
 
 ASKED = [r for engine in ENGINES for r in recordings(engine).values() if r.body is not None and r.body["model"] != "nobody"]
@@ -183,7 +183,7 @@ def test_an_engine_is_found_healthy_by_the_page_it_has(stages: dict[str, Stage],
 
 
 def test_what_engines_say_of_themselves_is_understood(stages: dict[str, Stage]) -> None:
-    vllm, dynamo, transformers = (asyncio.run(discover(stages[engine].replay.url)) for engine in ENGINES)
+    vllm, dynamo, transformers = (asyncio.run(discover(stages[engine].replay.url, HANG_S)) for engine in ENGINES)
     assert (vllm.kind, vllm.models, vllm.version, vllm.kv_tokens) == (EngineKind.VLLM, ("m",), "0.32.0", 1048576)
     assert (dynamo.kind, dynamo.models) == (EngineKind.DYNAMO, ("m",))
     assert dynamo.kv_tokens > 0

@@ -105,6 +105,7 @@ def test_open_goes_on_without_the_server_and_says_so(place: Place, server: Serve
 
 def test_closed_refuses_without_the_server_until_it_is_back(place: Place, server: Server) -> None:
     gateway = gateways(place, server, place.engine(), state={"lost": "closed"})[0]
+    until(lambda: shares(gateway)["state"] == "shared")
     assert ask(gateway).status_code == 200
     server.kill()
     until(lambda: shares(gateway)["state"] == "lost")

