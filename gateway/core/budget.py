@@ -1,7 +1,8 @@
 """How much of what a promise may miss has been missed of late: while little has, a cheaper card that is likely enough to keep it will do.
 
 A promise at p95 leaves one in twenty. As long as answers miss far less often than that, likelihood beyond "enough" is worth no dearer
-hardware; when misses grow, for whatever reason (load, bursts, a slow card, a wrong prediction), every point of it counts again.
+hardware; when misses grow, for whatever reason (load, bursts, a slow card, a wrong prediction), every point of it counts again. And when
+twice as many miss as a p95 leaves, there is not enough for everybody, and an engine's time is better kept for who makes most of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from gateway.core.flow import Outcome, Placement, Result
 MEMORY_S = 30.0
 # The share of misses at which likelihood counts in full: well before the twentieth that a p95 leaves is used up.
 SPENT_RATIO = 0.02
+# The share of misses at which not everybody can be served: the other end of the same scale, where a fleet is past its knee.
+SHORT_RATIO = 0.1
 # Nothing is known at the start, and one miss of three answers says little.
 PRIOR_ANSWERS = 20.0
 
@@ -45,7 +48,8 @@ class Budget:
         keep = exp(min(at_s - now_s, 0.0) / MEMORY_S)
         self._by_model[ticket.model] = answers * keep + 1.0, misses * keep + missed(placement, outcome), max(now_s, at_s)
 
-    def left_ratio(self, model: str) -> float:
-        """1 = hardly anything has missed of late, 0 = as much as should give to think."""
+    def left_ratios(self, model: str) -> tuple[float, float]:
+        """Of what gives to think, and of what leaves not enough for everybody: 1 = hardly anything has missed of late, 0 = as much."""
         answers, misses, _ = self._by_model.get(model, (0.0, 0.0, 0.0))
-        return max(1.0 - misses / (SPENT_RATIO * (answers + PRIOR_ANSWERS)), 0.0)
+        missed_ratio = misses / (answers + PRIOR_ANSWERS)
+        return max(1.0 - missed_ratio / SPENT_RATIO, 0.0), max(1.0 - missed_ratio / SHORT_RATIO, 0.0)

@@ -9,6 +9,7 @@ left unmutated by habit, except where a field says who counts in it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -138,6 +139,7 @@ class Ticket:
     weight: float = 1.0  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
     worth: float = 1.0  # its class's
     stake_per_s: float = 0.0  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
+    kept_per_s: Mapping[str, float] | None = None  # by instance: what a second of its time costs this one at least (core/reserve)
     lane: Any = None  # where it waits: core/queues' own, None = it does not
     wish: Any = None  # the instance it would start on now, had this worker a lease on the slot
     trail: list[tuple[float, str, Any, Any]] = field(default_factory=list)  # what happened to it: core/trail's own
