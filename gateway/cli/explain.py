@@ -96,6 +96,9 @@ def show(console: Console, told: dict[str, Any]) -> None:
         console.print(rows)
         if step.get("candidates"):
             console.print(Padding(_candidates(step["candidates"], console.width), (0, 0, 0, INDENT - 2)))
+            for one in step["candidates"]:
+                if one.get("kept"):
+                    console.print(Padding(Text(_kept(one), "dim"), (0, 0, 0, INDENT)))
         if step["what"] == "finished" and step["got"]["result"] == "completed":
             console.print(_verdict(step["got"], targets, told["stream"]))
 
@@ -131,12 +134,23 @@ def _weighed(step: dict[str, Any]) -> str:
     ahead, slot_s, patience_s = step["ahead"], step["slot_expected_in_s"], step["can_wait_s"]
     if step.get("candidates"):
         why = "none of the open instances would do (below)"
+        if any(not one["would_miss"] for one in step["candidates"]):
+            why += ": where it would keep its promise it would take more from others than it is worth"
     elif ahead:
         why = f"{ahead} {'waits' if ahead == 1 else 'wait'} before it"
     else:
         why = "every instance that its class may use is full"
     could = f"it can wait {_time(patience_s)}" if patience_s > 0 else "it cannot wait at all"
     return f"{why}; a slot is expected in {_time(slot_s)}, and {could}"
+
+
+def _kept(one: dict[str, Any]) -> str:
+    """What was asked of it where a class that is worth more streams, and what would have been without that."""
+    asks_per_s, residents_per_s = one["kept"]["asks_per_s"], one["kept"]["residents_per_s"]
+    return (
+        f"{one['instance_id']} is kept for a class that is worth more: a second of its time counts for {asks_per_s:.2f} kept promises"
+        f" there instead of {residents_per_s:.2f}, and this request takes {_time(one['work_s'])} of it"
+    )
 
 
 def _verdict(got: dict[str, Any], targets: dict[str, float], stream: bool) -> Text:

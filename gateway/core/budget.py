@@ -1,7 +1,8 @@
 """How much of what a promise may miss has been missed of late: while little has, a cheaper card that is likely enough to keep it will do.
 
 A promise at p95 leaves one in twenty. As long as answers miss far less often than that, likelihood beyond "enough" is worth no dearer
-hardware; when misses grow, for whatever reason (load, bursts, a slow card, a wrong prediction), every point of it counts again.
+hardware; when misses grow, for whatever reason (load, bursts, a slow card, a wrong prediction), every point of it counts again. And when
+twice as many miss as a p95 leaves, there is not enough for everybody, and an engine's time is better kept for who makes most of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ FAILED, CLIENT_GONE = Result.FAILED, Result.CLIENT_GONE  # to look a member up c
 MEMORY_S = 30.0
 # The share of misses at which likelihood counts in full: well before the twentieth that a p95 leaves is used up.
 SPENT_RATIO = 0.02
+# The share of misses at which not everybody can be served: the other end of the same scale, where a fleet is past its knee.
+SHORT_RATIO = 0.1
 # Nothing is known at the start, and one miss of three answers says little.
 PRIOR_ANSWERS = 20.0
 
@@ -58,10 +61,10 @@ class Budget:
         if missed(placement, outcome):
             known[1] += 1.0
 
-    def left_ratio(self, model: str) -> float:
-        """1 = hardly anything has missed of late, 0 = as much as should give to think."""
+    def left_ratios(self, model: str) -> tuple[float, float]:
+        """Of what gives to think, and of what leaves not enough for everybody: 1 = hardly anything has missed of late, 0 = as much."""
         known = self._by_model.get(model)
         if known is None or not known[1]:
-            return 1.0
-        left_ratio = 1.0 - known[1] / (SPENT_RATIO * (known[0] + PRIOR_ANSWERS))
-        return left_ratio if left_ratio > 0.0 else 0.0
+            return 1.0, 1.0
+        missed_ratio = known[1] / (known[0] + PRIOR_ANSWERS)
+        return max(1.0 - missed_ratio / SPENT_RATIO, 0.0), max(1.0 - missed_ratio / SHORT_RATIO, 0.0)

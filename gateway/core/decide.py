@@ -213,6 +213,8 @@ class Core:
             return []
         if self.predictor is not None:
             self.predictor.finished(placement, instance, outcome, now_s)
+        if placement.held_until_s:
+            self._forming -= 1
         self.fleet.give_back(placement)
         placement.ticket.placement = None
         if self.policy.learn is not None:
@@ -412,6 +414,9 @@ class Core:
         self.trails.started(placement, considered, now_s)
         self.fleet.take(instance, placement)
         self.shares.took(ticket.request.tenant, ticket.request.prompt_tokens + ticket.expected_output_tokens)
+        if self.predictor is not None:
+            # Told at once even when the start is held: the engine has yet to read this prompt, and who comes next comes behind it.
+            self.predictor.started(placement, instance, now_s)
         if holds and spec.batch_window_s > 0.0 and not self._observes:
             until_s = held_until_s(placement, instance, now_s)
             if until_s:
@@ -420,11 +425,9 @@ class Core:
                 instance.forming_until_s = min(instance.forming_until_s, until_s)
                 self._forming += 1
                 return
-        if self.predictor is not None:
-            self.predictor.started(placement, instance, now_s)
-        actions.append(Start(placement))
-        if instance.forming and instance.in_flight >= spec.batch_min:
+        if instance.forming:
             self._release(instance, now_s, actions)
+        actions.append(Start(placement))
 
     def _release(self, instance: Instance, now_s: float, actions: list[Action]) -> None:
         """The batch starts."""
@@ -434,6 +437,4 @@ class Core:
         for placement in forming:
             placement.held_until_s = 0.0
             placement.started_at_s = now_s
-            if self.predictor is not None:
-                self.predictor.started(placement, instance, now_s)
             actions.append(Start(placement))

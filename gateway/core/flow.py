@@ -10,6 +10,7 @@ even where all else is compiled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,6 +177,7 @@ class Ticket:
     weight: float  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
     worth: float  # its class's
     stake_per_s: float  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
+    kept_per_s: Mapping[str, float] | None  # by instance: what a second of its time costs this one at least (core/reserve)
     lane: Lane | None  # where it waits: core/queues' own, None = it does not
     wish: Instance | None  # the instance it would start on now, had this worker a lease on the slot
     trail: list[tuple[float, str, Any, Any]]  # what happened to it: core/trail's own
@@ -191,8 +193,7 @@ class Ticket:
         self.expected_output_tokens = expected_output_tokens
         self.handle = handle
         self.queued_at_s = 0.0
-        self.late = self.gone = False
-        self.tries = 0
+        self.late, self.gone, self.tries = False, False, 0
         self.tried = ()
         self.degraded_from = self.model = ""
         self.placement = None
@@ -202,8 +203,7 @@ class Ticket:
         self.seen_version = -1
         self.weight = self.worth = 1.0
         self.stake_per_s = 0.0
-        self.lane = None
-        self.wish = None
+        self.kept_per_s = self.lane = self.wish = None
         self.trail = []
 
     def slack_s(self, now_s: float) -> float:

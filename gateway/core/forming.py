@@ -5,6 +5,8 @@ Only where the configuration gives a window (cost tiers), and only out of time t
 
 from __future__ import annotations
 
+from math import inf
+
 from gateway.core.flow import Placement
 from gateway.core.instance import Instance
 
@@ -18,7 +20,9 @@ def held_until_s(placement: Placement, instance: Instance, now_s: float) -> floa
     spec, ticket = instance.spec, placement.ticket
     if instance.in_flight >= spec.batch_min or ticket.late:
         return 0.0
+    # The batch's prompts are read in the same steps: nobody has a first token before the last one, whose prediction counts the others.
     predicted_s = placement.prediction.ttft_s if placement.prediction is not None else 0.0
-    spare_s = ticket.ttft_deadline_at_s - now_s - predicted_s
+    deadline_at_s = min((held.ticket.ttft_deadline_at_s for held in instance.forming), default=inf)
+    spare_s = min(ticket.ttft_deadline_at_s, deadline_at_s) - now_s - predicted_s
     held_s = min(spec.batch_window_s, spare_s * HOLD_RATIO)
     return now_s + held_s if held_s >= SHORTEST_S else 0.0

@@ -1,8 +1,7 @@
 """Best value: the instance where keeping this promise is worth most beside what it takes from the promises already made there.
 
-Worth is the likelihood that first token, gaps and end are all in time; of the end's, more than enough counts only after misses of late. The
-price is the engine time it takes, at what a second of delay costs the residents, or the class that an instance is kept for: long prompts
-keep away from tight answers. What is worth less waits while it can be saved, and then takes only what nobody misses."""
+Worth is the likelihood that first token, gaps and end are all in time. The price is the engine time it takes, at what a second of delay
+costs those there, or the class an instance is kept for. What is worth less waits while it can be saved, then takes what nobody misses."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from gateway.core.reserve import Reserve
 
 TOLL = 3.0  # delays breed delays: who is held up stays longer, in the way of those who come next
 ENOUGH = 0.9  # odds of the end, which are wide: on a calm fleet 99 in 100 of what is predicted so are in time
-LEAST, IDLE = 0.3, 0.05  # likelihood below which an engine's time is better kept for somebody else; what serving somebody late is worth
+LEAST, IDLE = 0.3, 0.05  # value for which an engine's time is kept once there is not enough of it; what serving somebody late is worth
 EDGE = 9.0 ** (1 / 6)  # of a promise: where the odds that it is kept are even
 USD = 0.005  # likelihood that a dollar an hour has to be worth
 
@@ -25,12 +24,13 @@ def policy(chance: Chance) -> Policy:
 
     def place(ticket: Ticket, fleet: Fleet, now_s: float) -> Instance | Verdict:
         # Odds of the end: (time left / predicted)^2, as lengths spread; of first token and gaps: 9 to 1 where they just hold, to the sixth.
-        late, weight, prices_per_s = ticket.late, ticket.weight, reserve.prices_per_s(ticket, fleet, now_s)
+        late, weight, itl_target_s = ticket.late, ticket.weight, ticket.itl_target_s or ticket.tag.targets.itl_s
+        kept_per_s = ticket.kept_per_s = reserve.prices_per_s(ticket, fleet, now_s)
         left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
-        itl_target_s, calm_ratio = ticket.itl_target_s or ticket.tag.targets.itl_s, budget.left_ratio(ticket.model)
+        calm_ratio, room_ratio = budget.left_ratios(ticket.model)
         most_s, even_ttft_s, even_itl_s = 1e9 if late else itl_target_s, ttft_left_s * EDGE, itl_target_s * EDGE
         best: Instance | None = None
-        best_value, best_odds = 0.0 if late else weight * LEAST, (1.0, 1.0, 1.0)
+        best_value, best_odds = 0.0 if late else weight * LEAST * (1.0 - room_ratio), (1.0, 1.0, 1.0)
         for instance, ttft_s, itl_s, e2e_s, work_s, _, tightest_itl_s in fleet.consider(ticket, now_s):
             if itl_s > most_s or itl_s > tightest_itl_s:
                 continue
@@ -40,7 +40,7 @@ def policy(chance: Chance) -> Policy:
             ends, flows = 1.0 + end * end, 1.0 + gap * gap
             likely = weight / (ends * flows * (1.0 + first * first))
             worth = likely * (1.0 - calm_ratio * (1.0 - ENOUGH * ends)) if ENOUGH * ends < 1.0 else likely
-            least_per_s = prices_per_s.get(instance.spec.instance_id, 0.0) if prices_per_s else 0.0
+            least_per_s = kept_per_s.get(instance.spec.instance_id, 0.0) if kept_per_s else 0.0
             value = worth - TOLL * max(instance.stake_per_s, least_per_s) * work_s - USD * instance.usd_per_hour
             value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s if late else 0.0
             if value > best_value:

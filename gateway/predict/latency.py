@@ -114,7 +114,10 @@ class Load:
             if note.expected_first_at_s > now_s or oldest.ticket.request.stream:
                 break
             pending.popleft()  # nobody will tell us of its first token
-            self.pending_k = self.pending_k - note.new_k if pending else 0.0
+            if pending:
+                self.pending_k -= note.new_k
+            else:
+                self.pending_k = self.waiting_k = 0.0
             self._answers(note)
 
     def unread_k(self, now_s: float) -> float:
@@ -262,7 +265,7 @@ class Load:
             self.pending.remove(placement)
             self.pending_k = self.pending_k - note.new_k if self.pending else 0.0
             left_k = self.unread_k(now_s) - note.new_k
-            self.waiting_k = left_k if left_k > 0.0 else 0.0
+            self.waiting_k = left_k if left_k > 0.0 and self.pending else 0.0
             self.waiting_at_s = now_s
         probe = self.probe
         if probe is not None and probe.placement is placement:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.budget import MEMORY_S, PRIOR_ANSWERS, SPENT_RATIO, Budget
+from gateway.core.budget import MEMORY_S, PRIOR_ANSWERS, SHORT_RATIO, SPENT_RATIO, Budget
 from gateway.core.flow import Outcome, Placement, Result
 from tests.core.conftest import MODEL, core_with, instance, request, tag
 
@@ -24,10 +24,10 @@ LATE = replace(KEPT, ttft_s=TARGETS.ttft_s * 2)
 
 def test_a_fleet_that_keeps_its_promises_may_use_cheaper_cards() -> None:
     budget = Budget()
-    assert budget.left_ratio(MODEL) == 1.0
+    assert budget.left_ratios(MODEL)[0] == 1.0
     for _ in range(50):
         budget.learn(placed(), KEPT)
-    assert budget.left_ratio(MODEL) == 1.0
+    assert budget.left_ratios(MODEL)[0] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_fleet_that_keeps_its_promises_may_use_cheaper_cards() -> None:
 def test_each_broken_promise_takes_of_it(outcome: Outcome) -> None:
     budget = Budget()
     budget.learn(placed(), outcome)
-    assert budget.left_ratio(MODEL) < 1.0
+    assert budget.left_ratios(MODEL)[0] < 1.0
 
 
 def test_it_is_used_up_long_before_one_in_twenty_has_missed() -> None:
@@ -50,7 +50,7 @@ def test_it_is_used_up_long_before_one_in_twenty_has_missed() -> None:
     answers = round(PRIOR_ANSWERS * 20)
     for number in range(answers):
         budget.learn(placed(), LATE if number % 40 == 0 else KEPT)
-    assert budget.left_ratio(MODEL) == 0.0
+    assert budget.left_ratios(MODEL)[0] == 0.0
     assert SPENT_RATIO < 1 / 20
 
 
@@ -58,15 +58,27 @@ def test_one_that_does_not_stream_is_judged_by_its_end_and_one_that_left_not_at_
     budget = Budget()
     budget.learn(placed(stream=False), LATE)
     budget.learn(placed(), Outcome(Result.CLIENT_GONE))
-    assert budget.left_ratio(MODEL) == 1.0
+    assert budget.left_ratios(MODEL)[0] == 1.0
 
 
 def test_misses_are_forgotten_and_those_of_one_model_are_not_another_s() -> None:
     budget = Budget()
     for _ in range(10):
         budget.learn(placed(), LATE)
-    assert budget.left_ratio(MODEL) == 0.0
-    assert budget.left_ratio("another") == 1.0
+    assert budget.left_ratios(MODEL)[0] == 0.0
+    assert budget.left_ratios("another")[0] == 1.0
     for number in range(200):
         budget.learn(placed(10.0 + 10 * MEMORY_S + number / 10), KEPT)
-    assert budget.left_ratio(MODEL) > 0.95
+    assert budget.left_ratios(MODEL)[0] > 0.95
+
+
+def test_there_is_room_for_everybody_until_twice_as_many_miss_as_a_p95_leaves() -> None:
+    budget = Budget()
+    assert budget.left_ratios(MODEL)[1] == 1.0
+    for number in range(400):
+        budget.learn(placed(), LATE if number % 20 == 0 else KEPT)
+    assert 0.4 < budget.left_ratios(MODEL)[1] < 0.6  # one in twenty: half of what leaves not enough
+    for number in range(400):
+        budget.learn(placed(), LATE if number % 5 == 0 else KEPT)
+    assert budget.left_ratios(MODEL)[1] == 0.0
+    assert pytest.approx(2 / 20) == SHORT_RATIO

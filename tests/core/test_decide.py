@@ -209,6 +209,36 @@ def test_a_batch_forms_within_its_window_and_never_past_what_the_promise_spares(
     assert len(tight) == 1 or core.next_wake_at_s <= 20.0 + 0.25 * 0.1 + 1e-9
 
 
+def test_what_is_held_for_a_batch_is_read_before_whoever_comes_next() -> None:
+    core = Core(settings(), policies.load("best_value")(Random(0)), LearningPredictor({"H100|m|": (10.4, 0.004, 0.425, 330.0)}))
+    core.instances_changed([instance("cost/a", "cost", limit=8, batch_window_s=0.2, batch_min=8)], 10.0)
+    assert core.arrived(request("held", prompt_tokens=900), tag(4, ttft_s=2.0), 10.0) == []
+    [first] = core.fleet.by_id["cost/a"].residents
+    alone_s = first.prediction.ttft_s
+
+    core.arrived(request("next", prompt_tokens=900), tag(4, ttft_s=2.0), 10.01)
+    [_, second] = core.fleet.by_id["cost/a"].residents
+    assert second.prediction.ttft_s > 1.7 * alone_s
+    assert core.next_wake_at_s <= 10.01 + 0.25 * (2.0 - second.prediction.ttft_s)
+
+
+def test_a_batch_waits_no_longer_than_the_tightest_of_it_can_spare() -> None:
+    core = core_with(instance("cost/a", "cost", limit=8, batch_window_s=0.2, batch_min=3))
+    core.arrived(request(), tag(4, ttft_s=0.4), 10.0)
+    assert core.next_wake_at_s == pytest.approx(10.1)
+    core.arrived(request(arrived_at_s=10.08), tag(4), 10.08)
+    assert core.next_wake_at_s == pytest.approx(10.1)
+
+
+def test_one_that_leaves_a_forming_batch_leaves_nothing_to_wait_for() -> None:
+    core = core_with(instance("cost/a", "cost", limit=8, batch_window_s=0.2, batch_min=3))
+    ticket = core.ticket(request(), tag(4))
+    core.submit(ticket, 10.0)
+    assert core.gone(ticket, 10.05) == []
+    assert core.next_wake_at_s is None
+    assert core.tick(10.3) == []
+
+
 def test_a_batch_that_does_not_fill_starts_when_its_window_ends() -> None:
     core = core_with(instance("cost/a", "cost", limit=8, batch_window_s=0.2, batch_min=3))
     core.arrived(request(), tag(4), 10.0)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway import policies
+from gateway.core.decide import Core
 from gateway.core.flow import UNSHARED, Cancel, Degrade, FailReason, Lease, Outcome, Placement, Refuse, Result, Start, Ticket
+from gateway.predict.predictor import LearningPredictor
 from tests.core import conftest as made
 
 EVENT_KINDS = ("arrive", "arrive", "arrive", "first", "finish", "fail", "gone", "tick", "down", "up", "leave", "join", "lease")
@@ -20,7 +25,7 @@ EVENTS = st.lists(
 SPECS = [
     made.instance("premium/a", "premium", 2, kv_tokens=400),
     made.instance("balanced/b", "balanced", 3, kv_tokens=330),
-    made.instance("cost/c", "cost", 2),
+    made.instance("cost/c", "cost", 2, batch_window_s=0.3, batch_min=2),
 ]
 POLICIES = ("tier_preference", "best_value", "cheapest_feasible", "round_robin", "edf", "static_pools", "power_of_two")
 
@@ -28,8 +33,10 @@ POLICIES = ("tier_preference", "best_value", "cheapest_feasible", "round_robin",
 class World:
     """Plays events to a core and keeps the books that a driver would."""
 
-    def __init__(self, policy: str) -> None:
-        self.core = made.core_with(*SPECS, policy=policy)
+    def __init__(self, policy: str, predicts: bool = False) -> None:
+        self.predictor = LearningPredictor({"H100|m|": (7.7, 0.004, 0.076, 24.0)}) if predicts else None
+        self.core = Core(made.settings(), policies.load(policy)(Random(0)), self.predictor)
+        self.core.instances_changed(list(SPECS), 0.0)
         self.now_s = 10.0
         self.tickets: list[Ticket] = []
         self.running: dict[int, Placement] = {}
@@ -124,13 +131,19 @@ class World:
         assert all(not q.waiting for q in self.core.queues.by_model.values())
         assert all(not i.in_flight and not i.residents and not i.forming for i in self.core.fleet.by_id.values())
         assert not self.core.fleet.leaving
+        assert self.core.next_wake_at_s is None
+        assert not self.core._forming
+        for load in self.predictor.latencies.loads.values() if self.predictor is not None else ():
+            assert not load.pending
+            assert not load.decoding
+            assert load.waiting_k == 0.0
         assert {id(t) for t in self.tickets} == self.over
 
 
 @settings(max_examples=60, deadline=None)
-@given(EVENTS, st.sampled_from(POLICIES))
-def test_every_sequence_of_events_ends_with_nothing_leaked(events: list[tuple[str, int, float]], policy: str) -> None:
-    world = World(policy)
+@given(EVENTS, st.sampled_from(POLICIES), st.booleans())
+def test_every_sequence_of_events_ends_with_nothing_leaked(events: list[tuple[str, int, float]], policy: str, predicts: bool) -> None:
+    world = World(policy, predicts)
     for event in events:
         world.play(*event)
     world.end()
@@ -138,11 +151,11 @@ def test_every_sequence_of_events_ends_with_nothing_leaked(events: list[tuple[st
 
 
 @settings(max_examples=25, deadline=None)
-@given(EVENTS, st.sampled_from(POLICIES))
-def test_the_same_events_give_the_same_actions(events: list[tuple[str, int, float]], policy: str) -> None:
+@given(EVENTS, st.sampled_from(POLICIES), st.booleans())
+def test_the_same_events_give_the_same_actions(events: list[tuple[str, int, float]], policy: str, predicts: bool) -> None:
     told = []
     for _ in range(2):
-        world = World(policy)
+        world = World(policy, predicts)
         for event in events:
             world.play(*event)
         told.append(world.told)
