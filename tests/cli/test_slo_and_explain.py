@@ -109,7 +109,7 @@ def test_explain_tells_the_whole_story_of_a_stream(served: Served) -> None:
     assert shown.exit_code == 0
     assert served.ids[0] in shown.output
     assert "Taken for chatbot (conversational) because of: header" in shown.output
-    assert "first token in 150 ms" in shown.output
+    assert "Promised: first token in" in shown.output
     assert "sent to premium/" in shown.output
     assert "complete: first token in" in shown.output
 
