@@ -233,11 +233,8 @@ class Words(dict[str, int]):
         encoded = word.encode("utf8", "surrogatepass")
         row = self._row(crc32(encoded), encoded)
         if row < 0:
-            if not word[0].isalpha():
-                same = plain(word)
-                if same != word:
-                    return self[same]  # and not held: there is no end of numbers
-            row = self._beginning(word, encoded)
+            same = word if word[0].isalpha() else plain(word)
+            row = self[same] if same != word else self._beginning(word, encoded)
         if len(word) < 32:
             met, at = self._met, self._next
             if len(met) < MAX_REMEMBERED:
