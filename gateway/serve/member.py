@@ -127,8 +127,7 @@ class Member:
         for task in telling:
             task.cancel()
         await self.port.stop(self._now.is_set())
-        if self.worker.learnt is not None:
-            await self.worker.learnt.save()
+        await self.worker.keep_learnt()
         self.worker.stop()
         if self.worker.sharing is not None:
             await self.worker.sharing.stop()

@@ -90,8 +90,7 @@ async def _run(
     await asyncio.wait(running, timeout=5.0)
     worker.stop()
     await adviser.stop()
-    if worker.learnt is not None:
-        await worker.learnt.save()
+    await worker.keep_learnt()
     if worker.sharing is not None:
         await worker.sharing.stop()
     return 1 if cut else 0

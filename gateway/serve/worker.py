@@ -258,6 +258,13 @@ class Worker:
     def _controls(self) -> bool:
         return self.sharing is None or self.sharing.controller.held()
 
+    async def keep_learnt(self) -> None:
+        """At the end: what was learnt is written once more, by the worker that controls."""
+        if self.learnt is not None:
+            if self.sharing is not None:
+                await self.sharing.controller.keep()
+            await self.learnt.save()
+
     async def _status_of(self, instance_id: str, path: str, timeout_s: float) -> int:
         upstream = self.upstreams.by_id.get(instance_id)
         if upstream is None:

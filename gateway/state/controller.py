@@ -136,6 +136,10 @@ class ControllerLease:
             self._changed(holds)
         return holds
 
+    async def keep(self) -> bool:
+        """Is this worker the controller? One that was and could not renew in time, on a busy machine, is it again unless another one is."""
+        return self.held() or (self.token > 0 and await self.renew())
+
     async def put(self, key: str, value: bytes, ttl_s: float) -> bool:
         """Write as the controller. False when another one holds the lease by now, and nothing is written. StoreError as of the store."""
         if not self.token:

@@ -114,6 +114,27 @@ def test_a_controller_that_was_paused_writes_nothing_after_another_took_over(on:
     on(test)
 
 
+def test_a_controller_that_could_not_renew_in_time_is_it_again_unless_another_one_is(on: Callable[[Test], None]) -> None:
+    async def test(store: Store) -> None:
+        late_s = 0.0
+        late = ControllerLease(store, NAMES, "late", holds_s=0.05, clock=lambda: time.monotonic() + late_s)
+        other = ControllerLease(store, NAMES, "other", holds_s=30.0)
+        assert not await other.keep()  # never was
+        assert await late.renew()
+        late_s = 60.0
+        await gone(store, NAMES.controller)
+        assert not late.held()
+        late_s = -60.0  # so that it stands
+        assert await late.keep()
+        late_s = 60.0
+        await gone(store, NAMES.controller)
+        assert await other.renew()
+        assert not await late.keep()
+        assert await other.keep()
+
+    on(test)
+
+
 def test_tokens_grow_also_when_the_server_has_lost_everything(server: Server) -> None:
     async def run() -> None:
         store = store_at(server)
