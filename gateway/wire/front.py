@@ -66,7 +66,6 @@ class Front:
         self._default_fields: tuple[object, bytes] = (None, b"")
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._seen_at_s = 0.0
-        self._spared = False  # nobody was called late at the last sweep
         self.loop_lag_s = 0.0  # the worst of the last sweeps, fading
 
     limits: Limits
@@ -178,20 +177,20 @@ class Front:
 
     def _sweep(self) -> None:
         now_s = monotonic()
-        late_s = now_s - self._seen_at_s - SWEEP_EVERY_S
-        self.loop_lag_s = max(late_s, self.loop_lag_s * 0.9, 0.0)
+        self.loop_lag_s = max(now_s - self._seen_at_s - SWEEP_EVERY_S, self.loop_lag_s * 0.9, 0.0)
         self._seen_at_s = now_s
-        # After a standstill of our own (a process that is not given the processor) what has long come stands unread in the sockets: nobody
-        # is late before that has been looked at, which it is by the next time.
-        self._spared = late_s > SWEEP_EVERY_S and not self._spared
-        if not self._spared:
-            for connection in list(self.connections):
-                try:
-                    connection.overdue(now_s)
-                except Exception:
-                    log.exception("a deadline could not be kept")
+        # What has come by now is read before anybody is called late, which takes two turns of the loop: after a standstill of our own (a
+        # process that is not given the processor) it would else be the engines that have stalled, all of them at once.
+        self.loop.call_soon(self.loop.call_soon, self._look_for_late, now_s)
         self.upstreams.sweep()
         self._sweep_timer = self.loop.call_later(SWEEP_EVERY_S, self._sweep)
+
+    def _look_for_late(self, now_s: float) -> None:
+        for connection in list(self.connections):
+            try:
+                connection.overdue(now_s)
+            except Exception:
+                log.exception("a deadline could not be kept")
 
     def cut_all(self) -> int:
         """The time to drain is over: what still runs is told so and closed. How many that were."""

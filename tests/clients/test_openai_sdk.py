@@ -153,12 +153,14 @@ def test_a_task_that_is_cancelled_in_mid_stream_frees_its_slot(gateway: Process)
                     begun.set()
 
             task = asyncio.create_task(read())
-            await begun.wait()
-            assert gateway.in_flight() == 1
+            await asyncio.wait([task, asyncio.ensure_future(begun.wait())], return_when=asyncio.FIRST_COMPLETED)
+            in_flight = await asyncio.to_thread(gateway.in_flight)
+            assert not task.done(), task  # says what it ended with
+            assert in_flight == 1
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.to_thread(until, lambda: gateway.in_flight() == 0, 2.0, "the slot to be free")
+            await asyncio.to_thread(until, lambda: gateway.in_flight() == 0, what="the slot to be free")
 
     asyncio.run(begin_and_cancel())
 
