@@ -9,8 +9,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def adviser_of(gateway: Process) -> int:
 
 def corrected(gateway: Process, system: str) -> str:
     """Ask until the application is what it is; why."""
-    numbers: Iterator[int] = iter(range(1, len(LETTERS)))
+    numbers = cycle(range(1, len(LETTERS)))  # for as long as it takes
 
     def right() -> str:
         use_case, why, _ = asked(gateway, next(numbers), system)
