@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -209,7 +209,7 @@ def _may(request: Request, key: str | None) -> bool:
 
 @cache
 def _page() -> bytes:
-    return (files("gateway.admin") / "page.html").read_bytes()
+    return (Path(__file__).parent / "page.html").read_bytes()
 
 
 @cache

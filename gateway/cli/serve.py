@@ -89,8 +89,6 @@ def command(
             admin,
         )
 
-    # httpx loads a command line of its own wherever rich is installed: 4 MB and 30 ms for what nobody uses here.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     changed = FileWatch(loaded.path) if reload is not None else None
     try:
         if settings.workers == 1:

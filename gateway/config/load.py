@@ -5,7 +5,6 @@ right name. What is right but unwise is check.py's business.
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -300,6 +299,8 @@ def dotted(path: tuple[str | int, ...]) -> str:
 
 def nearest_name(name: str, right: list[str]) -> str:
     """The one that was probably meant, "" when none is near."""
+    import difflib  # only where something is wrong
+
     by_lower = {one.lower(): one for one in right}
     return by_lower.get(next(iter(difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)), ""), "") if name else ""
 

@@ -306,7 +306,6 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)  # they are for the supervisor
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # as cli/serve.py does
     form = f"%(asctime)s %(levelname)s worker {number}: %(message)s"
     logging.basicConfig(format=form, level=logging.INFO, stream=sys.stderr)
     for quiet in ("httpx", "httpcore", "asyncio", "uvicorn"):

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from time import monotonic, time
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
+from gateway.admin.views import CountedView, SilentView
 from gateway.config.settings import StateLost
 from gateway.config.state_url import parse_state_url
 from gateway.state.controller import ControllerLease
-from gateway.state.history import History
+from gateway.state.history import MISSING_S, History, Others
 from gateway.state.looks import ended
 from gateway.state.names import Names
 from gateway.state.quota_shares import QuotaShares
@@ -54,11 +52,6 @@ def store_of(state: State) -> Store:
         key_file=state.key_file,
         verify=state.verify,
     )
-
-
-def worker_name() -> str:
-    """Unique, and says where to look."""
-    return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
 
 
 class Sharing:
@@ -103,6 +96,10 @@ class Sharing:
         await self.telemetry.leave()
         await self.store.close()
 
+    async def counted(self, window_s: float) -> OthersCounted:
+        """What the others have counted in the last so many seconds."""
+        return OthersCounted(await self.history.others(window_s, time()))
+
     def _lost(self, lost: bool) -> None:
         self._front.closed = lost and self.closed
         if lost:
@@ -110,3 +107,22 @@ class Sharing:
             log.warning("the shared state at %s does not answer (%s); %s", self.store.health.where, self.store.health.last_error, then)
         else:
             log.info("sharing limits and quotas through %s", self.store.health.where)
+
+
+class OthersCounted:
+    """admin/views.OtherCounts over what state/history has read."""
+
+    def __init__(self, others: Others) -> None:
+        self.merging = others.merging
+        self._others = others
+
+    def counted(self) -> CountedView:
+        others = self._others
+        present, lost = others.present, others.lost
+        return CountedView(
+            workers=1 + len(present),
+            gone=len(others.heard) - len(present),
+            oldest_s=max((heard.age_s for heard in present), default=0.0),
+            silent=tuple(SilentView(worker=heard.worker, silent_s=heard.age_s, missing_s=MISSING_S) for heard in lost),
+            unreachable=others.unreachable,
+        )

@@ -11,7 +11,6 @@ import gateway
 from gateway.admin.answers import in_steps
 from gateway.admin.slo import report
 from gateway.admin.views import (
-    CountedView,
     InstanceView,
     LeaseView,
     ModelView,
@@ -21,7 +20,6 @@ from gateway.admin.views import (
     ReloadView,
     RestartView,
     SharesView,
-    SilentView,
     SloReport,
     StoreView,
     VersionView,
@@ -33,7 +31,6 @@ from gateway.core import trail
 from gateway.core.flow import SloTargets
 from gateway.openai.errors import ApiError
 from gateway.serve.version import version_view
-from gateway.state.history import MISSING_S
 from gateway.telemetry.exposition import render
 from gateway.telemetry.openmetrics import written
 
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
     from gateway.serve.adviser import Adviser
     from gateway.serve.second_opinion import SecondOpinion
     from gateway.serve.worker import Worker
-    from gateway.state.history import Others
     from gateway.state.store import Health
 
 
@@ -203,7 +199,7 @@ class WorkerViews:
         sharing = self._worker.sharing
         others: OtherCounts | None = None
         if sharing is not None:
-            others = OthersCounted(await sharing.history.others(window_s, time.time()))
+            others = await sharing.counted(window_s)
         return await in_steps(report(self, window_s, by, others))
 
     def view(self) -> WorkerView:
@@ -296,25 +292,6 @@ class WorkerViews:
 
     def started_unix_s(self) -> float:
         return self._worker.started_unix_s
-
-
-class OthersCounted:
-    """admin/views.OtherCounts over what state/history has read."""
-
-    def __init__(self, others: Others) -> None:
-        self.merging = others.merging
-        self._others = others
-
-    def counted(self) -> CountedView:
-        others = self._others
-        present, lost = others.present, others.lost
-        return CountedView(
-            workers=1 + len(present),
-            gone=len(others.heard) - len(present),
-            oldest_s=max((heard.age_s for heard in present), default=0.0),
-            silent=tuple(SilentView(worker=heard.worker, silent_s=heard.age_s, missing_s=MISSING_S) for heard in lost),
-            unreachable=others.unreachable,
-        )
 
 
 def store_view(health: Health) -> StoreView:

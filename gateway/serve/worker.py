@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import resource
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import gateway
 from gateway import policies
@@ -32,8 +34,6 @@ from gateway.predict.predictor import LearningPredictor
 from gateway.quota.quotas import quotas_of
 from gateway.serve.memory import Ebb, trim
 from gateway.serve.second_opinion import Advises, SecondOpinion
-from gateway.serve.sharing import Sharing, worker_name
-from gateway.state.learnt_file import LearntFile
 from gateway.telemetry.otlp import Otlp, OtlpSettings
 from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.spans import Spans
@@ -44,6 +44,8 @@ from gateway.wire.upstream import Upstream, Upstreams
 
 if TYPE_CHECKING:
     from gateway.classify.learned import Learned
+    from gateway.serve.sharing import Sharing
+    from gateway.state.learnt_file import LearntFile
     from gateway.telemetry.sources import Sources
 
 log = logging.getLogger("slo_gateway")
@@ -99,9 +101,13 @@ class Worker:
         self.name = worker_name()
         self.sharing: Sharing | None = None  # with other workers
         if state.url:
+            from gateway.serve.sharing import Sharing  # a megabyte, for those who share
+
             self.sharing = Sharing(self.front, self.attainment, self.predictor, state, self.name, expected=seat.of)
         self.learnt: LearntFile | None = None
         if state.learnt_file and (not state.url or seat.store_forgets):
+            from gateway.state.learnt_file import LearntFile
+
             self.learnt = LearntFile(self.predictor, state.learnt_file, self._controls)
         self.request_log: RequestLog | None = None
         self.otlp: Otlp | None = None
@@ -273,6 +279,11 @@ class Worker:
 
     def _attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         self.health.request_failed(placement.instance_id, reason)
+
+
+def worker_name() -> str:
+    """Unique, and says where to look."""
+    return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
 
 
 def classifier_of(loaded: Loaded, before: Learned | None) -> Learned | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
+
+_HERE = Path(__file__).parent
 
 
 def script_text(name: str) -> str:
     """A script over the records of all workers: records.lua, then the `.lua` file of this name."""
-    return "".join(files("gateway.state").joinpath(part).read_text() for part in ("records.lua", name))
+    return "".join((_HERE / part).read_text() for part in ("records.lua", name))
