@@ -1,7 +1,10 @@
 """A thousand streams at once, each compared byte for byte with what the engine sent; then five hundred clients that leave at random, at
-every stage of a request, and how long it takes until the engine sees its connection closed.
+every stage of a request, and how long it takes until the engine sees its connection closed. Before, in between and after: the gateway's
+memory, as its share of what processes use together (PSS). With --idle only that of one that has just begun, what it is made of, and how
+long it took to be ready.
 
     python loadtests/streams.py [--streams 1000] [--seconds 60] [--departures 500] [--json]
+    python loadtests/streams.py --idle [--json]
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import statistics
@@ -128,6 +130,56 @@ async def departure(port: int, number: int, chance: random.Random) -> tuple[str,
     return stage, 9.0
 
 
+def proportional_kb(pid: int) -> int:
+    """A process's memory; what others use too counts in part."""
+    return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
+
+
+def made_of_mb(pid: int) -> dict[str, float]:
+    """What a process's memory is made of."""
+    kb = dict.fromkeys(("interpreter", "c_library", "libraries_changed", "libraries", "other"), 0)
+    group = changed = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if mapped := re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+\s*(.*)", line):
+            name = mapped[1]
+            group = {"": "interpreter", "[heap]": "c_library"}.get(name, "libraries" if name.startswith("/") else "other")
+            changed = "libraries_changed" if group == "libraries" else group
+        elif line.startswith("Pss:"):
+            kb[group] += int(line.split()[1])
+        elif line.startswith("Private_Dirty:"):
+            kb[group] -= int(line.split()[1])
+            kb[changed] += int(line.split()[1])
+    return {f"idle_{name}_mb": round(value / 1024, 1) for name, value in kb.items()}
+
+
+def idle() -> dict[str, float]:
+    """One worker with one pool, as a line of arguments starts it, five times: the median."""
+    given = [
+        "--port",
+        "0",
+        "--admin-port",
+        "0",
+        "--model",
+        "m",
+        "--pool",
+        "premium:H100:limit=1200=http://127.0.0.1:9",
+        "--mode",
+        "observe",
+    ]
+    told: list[dict[str, float]] = []
+    for _ in range(5):
+        began_s = time.monotonic()
+        child = subprocess.Popen([sys.executable, "-m", "gateway", "serve", *given], stderr=subprocess.PIPE, text=True)
+        assert child.stderr is not None
+        next(line for line in child.stderr if "ready:" in line)
+        ready_s = round(time.monotonic() - began_s, 2)
+        time.sleep(1.5)  # its first ticks and probes
+        told.append({"ready_s": ready_s, "idle_mb": round(proportional_kb(child.pid) / 1024, 1), **made_of_mb(child.pid)})
+        child.terminate()
+        child.wait(15)
+    return {name: statistics.median(one[name] for one in told) for name in told[0]}
+
+
 class Gateway:
     """One, before the engine of this process. The model `narrow` has a place for one request only."""
 
@@ -152,7 +204,7 @@ class Gateway:
         self.port = int(public.rsplit(":", 1)[1])
 
     def memory_kb(self) -> int:
-        return int(Path(f"/proc/{self.child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+        return proportional_kb(self.child.pid)
 
     def open_files(self) -> int:
         return len(list(Path(f"/proc/{self.child.pid}/fd").iterdir()))
@@ -170,12 +222,15 @@ async def streams(given: argparse.Namespace, gateway: Gateway) -> dict[str, floa
     open_kb = gateway.memory_kb()
     bodies = await asyncio.gather(*tasks)
     await asyncio.sleep(1.0)
+    after_kb = gateway.memory_kb()
+    await asyncio.sleep(9.0)
     return {
         "streams": given.streams,
         "byte_identical": sum(body == bytes(sent[b"s%d" % number]) for number, body in enumerate(bodies)),
         "idle_mb": round(idle_kb / 1024, 1),
         "kb_per_stream": round((open_kb - idle_kb) / given.streams, 1),
-        "after_mb": round(gateway.memory_kb() / 1024, 1),
+        "after_1_s_mb": round(after_kb / 1024, 1),
+        "after_10_s_mb": round(gateway.memory_kb() / 1024, 1),
     }
 
 
@@ -236,8 +291,13 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--departures", type=int, default=500)
+    parser.add_argument("--idle", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.idle:
+        told = idle()
+        print(json.dumps(told) if given.json else "\n".join(f"{name:<45}{value:>10}" for name, value in told.items()))
+        return
     with tempfile.TemporaryDirectory(prefix="slo-gateway-") as folder:
         told = asyncio.run(run(given, Path(folder)))
     print(json.dumps(told) if given.json else "\n".join(f"{name:<45}{value:>10}" for name, value in told.items()))
