@@ -136,7 +136,6 @@ class World:
         for load in self.predictor.latencies.loads.values() if self.predictor is not None else ():
             assert not load.pending
             assert not load.decoding
-            assert load.waiting_k == 0.0
         assert {id(t) for t in self.tickets} == self.over
 
 
