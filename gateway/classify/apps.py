@@ -110,8 +110,9 @@ class App:
         return [one / total for one in believed]
 
     def wants_opinion(self) -> bool:
-        """Of the message that was looked at just now: the first, the second, the fourth, ..."""
-        return not self.looks & (self.looks - 1)
+        """Of the message that was looked at just now: of every one until an opinion has come (who gives them may have been away), then of
+        the second, the fourth, the eighth, ..."""
+        return not self.opinions or not self.looks & (self.looks - 1)
 
     def is_advised(self, probabilities: Sequence[float]) -> bool:
         """A second opinion of one of its messages; the next is looked at with it in mind. Does it change what the application is?"""

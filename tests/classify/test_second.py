@@ -117,6 +117,17 @@ def test_an_opinion_does_not_overrule_a_message_that_clearly_says_something_else
     assert not app.heeds
 
 
+def test_whoever_could_not_be_asked_is_asked_again_until_an_opinion_has_come() -> None:
+    app = App()
+    wanted = []
+    for looks in range(1, 17):
+        app.look(sure_of(CHAT, 0.5), named=True)
+        if looks == 7:
+            app.is_advised(sure_of(TRANSLATION))
+        wanted.append(app.wants_opinion())
+    assert [looks for looks, wants in enumerate(wanted, 1) if wants] == [1, 2, 3, 4, 5, 6, 8, 16]
+
+
 def test_an_opinion_that_agrees_changes_nothing() -> None:
     app = App()
     app.look(sure_of(SUMMARY, 0.6), named=True)
