@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import exp
 
-from gateway.core.flow import Outcome, Placement, Result
+from gateway.core.flow import Outcome, Placement, Result, Ticket
 
 FAILED, CLIENT_GONE = Result.FAILED, Result.CLIENT_GONE  # to look a member up costs as much as a whole line here
 
@@ -22,9 +22,9 @@ SHORT_RATIO = 0.1
 PRIOR_ANSWERS = 20.0
 
 
-def missed(placement: Placement, outcome: Outcome) -> bool:
+def missed(ticket: Ticket, outcome: Outcome) -> bool:
     """Did it break a promise of its own? Of one that does not stream its user sees the end only."""
-    targets, streams = placement.ticket.tag.targets, placement.ticket.request.stream
+    targets, streams = ticket.tag.targets, ticket.request.stream
     return (
         outcome.result is FAILED
         or (outcome.e2e_s or 0.0) > targets.e2e_s
@@ -58,7 +58,7 @@ class Budget:
             known[1] *= keep
             known[2] = now_s
         known[0] += 1.0
-        if missed(placement, outcome):
+        if missed(ticket, outcome):
             known[1] += 1.0
 
     def left_ratios(self, model: str) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from gateway.core.budget import missed
 from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Result, Ticket
 
 if TYPE_CHECKING:
@@ -94,11 +95,7 @@ def _is_remarkable(ticket: Ticket) -> bool:
     if len(ticket.trail) != 2:
         return True
     _, what, outcome, _ = ticket.trail[1]
-    if what != "finished" or outcome.result is not Result.COMPLETED:
-        return True
-    targets = ticket.tag.targets
-    got = ((outcome.e2e_s, targets.e2e_s), (outcome.ttft_s, targets.ttft_s), (outcome.tpot_s, targets.itl_s))
-    return any(took_s is not None and took_s > target_s for took_s, target_s in got)
+    return what != "finished" or outcome.result is not Result.COMPLETED or missed(ticket, outcome)
 
 
 Kept = dict[str, tuple[float, float]]

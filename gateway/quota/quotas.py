@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gateway.config.settings import QuotaLimits, Settings
 
 REQUESTS, TOKENS, CONCURRENT = "requests", "tokens", "concurrent"
-MEASURES = (REQUESTS, TOKENS, CONCURRENT)
 # SDKs ignore a Retry-After above two minutes and come back at once instead.
 MAX_WAIT_S = 120.0
 _MESSAGES = {

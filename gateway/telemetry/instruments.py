@@ -19,7 +19,6 @@ from gateway.telemetry.readings import READINGS, SLIS, Reading
 CELL_LABELS = CellKey._fields
 RESULTS = ("attained", "missed", "refused", "failed", "client_gone", "client_error")
 TOKEN_TYPES = ("input", "cached", "output")
-SIGNALS = ("metrics", "traces", "request_log")
 PROVIDER = "slo_gateway"  # gen_ai.provider.name has no value for one's own servers; a custom one is allowed
 
 # The GenAI operation an endpoint is; /v1/responses and /v1/messages are chat by another protocol.
