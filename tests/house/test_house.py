@@ -47,6 +47,12 @@ def test_what_can_be_compiled_is_there_and_has_no_class_that_is_made_from_its_an
     assert all(path.exists() for path in left_out if path.name != "__init__.py")
 
 
+@pytest.mark.parametrize("script", [path for path in sorted((ROOT / "loadtests").glob("*.py")) if "ArgumentParser" in path.read_text()])
+def test_every_load_test_still_finds_what_it_needs(script: Path) -> None:
+    told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert told.returncode == 0, told.stderr
+
+
 def test_nothing_dangerous_is_called() -> None:
     pattern = re.compile(r"\b(?:eval|exec|pickle\.loads?|yaml\.load|os\.system)\(")
     assert not [path for path in MODULES if pattern.search(path.read_text())]
