@@ -33,6 +33,7 @@ TARGET_HEADERS: tuple[tuple[bytes, str], ...] = (
 )
 TAG_FIELDS = frozenset((b"x-slo-use-case", b"x-slo-class", *(name for name, _ in TARGET_HEADERS)))
 LONGEST_TARGET_MS = 3_600_000.0
+MAX_GUESSED = 2000  # tags kept for guesses that come again
 TIGHTER_TIERS = frozenset(("priority", "fast"))
 LOOSER_TIERS = frozenset(("flex",))
 NEUTRAL_TIERS = frozenset(("auto", "default", "standard_only", "standard", "scale"))
@@ -83,6 +84,7 @@ class Classifier:
         self._flex = next((name for name in ("deferred", self._by_rank[-1]) if name in self._ranks), self._by_rank[-1])
         self._kinds = _kinds_by_length(catalog)
         self._plain_tenant = ANYBODY
+        self._guessed: dict[tuple[str, str, float], Tag] = {}
 
     def tag(self, body: Body, fields: Mapping[bytes, bytes], tenant: Tenant, prompt_tokens: int) -> Tag:
         """The tag of a request. ApiError 400 for a tag that does not exist."""
@@ -94,8 +96,8 @@ class Classifier:
             and body.endpoint is Endpoint.CHAT
         ):
             # Nothing says anything. Most requests of most sites come this way.
-            use_case, why, confidence = self._guess(body, tenant, prompt_tokens)
-            return self.catalog.tag_for(use_case, None, why, confidence)
+            guess = self._guess(body, tenant, prompt_tokens)
+            return self._guessed.get(guess) or self._tag_guessed(guess)
         use_case, why, confidence = self._use_case(body, fields, tenant, prompt_tokens)
         asked, class_why = self._class(body, fields, tenant, use_case)
         if class_why:
@@ -107,6 +109,14 @@ class Classifier:
         tag = self.catalog.tag_for(use_case, asked, why, confidence, **targets)
         if tag.rank < tenant.tightest_rank or (targets and tenant.tightest_rank > 0):
             tag = self._clamped(tag, tenant, targets)
+        return tag
+
+    def _tag_guessed(self, guess: tuple[str, str, float]) -> Tag:
+        """The tag of a guess. Guesses repeat themselves, so that requests share it."""
+        use_case, why, confidence = guess
+        if len(self._guessed) >= MAX_GUESSED:
+            self._guessed.clear()
+        tag = self._guessed[guess] = self.catalog.tag_for(use_case, None, why, confidence)
         return tag
 
     def _use_case(self, body: Body, fields: Mapping[bytes, bytes], tenant: Tenant, prompt_tokens: int) -> tuple[str, str, float]:

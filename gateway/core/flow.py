@@ -100,7 +100,7 @@ class Request:
     arrived_at_s: float  # core clock: the request's last byte was read
     n: int  # choices asked for: each occupies a sequence of the engine's batch
     app: int  # fingerprint of the application (0 = unknown), for output lengths
-    prefix_hashes: tuple[int, ...]  # keyed hashes of leading prompt blocks, for prefix-cache warmth
+    prefix_hashes: tuple[int, ...]  # hashes of leading prompt blocks, for prefix-cache warmth
     fallback_models: tuple[str, ...]
     may_degrade: bool  # the caller accepts a looser class rather than a refusal
 

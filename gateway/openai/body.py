@@ -13,7 +13,8 @@ from zlib import crc32
 import msgspec
 
 from gateway.core.flow import Endpoint
-from gateway.openai.chat import MAX_INT, MAX_TAG_CHARS, taken_apart
+from gateway.openai.apart import taken_apart
+from gateway.openai.chat import MAX_INT, MAX_TAG_CHARS
 from gateway.openai.errors import ApiError, Kind
 
 
@@ -257,21 +258,19 @@ def _quick(raw: bytes, limits: Limits) -> Body | None:
     found = taken_apart(raw)
     if found is None:
         return None
-    said, view, messages = found
-    model, n, most, tier = said.model, said.n, said.max_completion_tokens, said.service_tier
-    if len(model) > limits.model_chars or (n is not None and n > limits.choices):
+    around, view, messages = found
+    if len(around.model) > limits.model_chars or around.n > limits.choices:
         return None
     body = Body(raw, Endpoint.CHAT)
-    body.model = model
-    body.stream = said.stream is True
-    body.max_output_tokens = most if most is not None else said.max_tokens
-    if n is not None:
-        body.n = n
-    if tier is not None:
-        body.service_tier, body.plain = tier, False
+    body.model = around.model
+    body.stream = around.stream
+    body.max_output_tokens = around.max_output_tokens
+    body.n = around.n
+    if around.service_tier is not None:
+        body.service_tier, body.plain = around.service_tier, False
     body.prompt = view
-    body.text_bytes = len(messages) if said.tools is None else len(messages) + len(memoryview(said.tools))
-    body.app = _app_of(messages[:APP_BYTES]) or crc32(model.encode()) | 1
+    body.text_bytes = len(messages) + around.tools_bytes
+    body.app = _app_of(messages[:APP_BYTES]) or around.app
     if len(messages) >= 2 * BLOCK_BYTES:
         body.prefix_hashes = _prefix_hashes(messages)
     return body
@@ -371,12 +370,15 @@ def _app_of(start: bytes) -> int:
 
 
 def _prefix_hashes(prompt: bytes) -> tuple[int, ...]:
-    """Chained, and keyed by the process (Python's own hash is seeded): nobody can tell a text by them."""
+    """Chained: each stands for all that comes before its end. Two texts that share one by chance (2^-32), or by craft, are thought to be
+    read faster once: that is all that hangs on them, and a hash that keeps secrets costs five times as much."""
     chained = 0
-    hashes = []
-    for at in range(0, min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES, BLOCK_BYTES):
-        chained = hash((chained, prompt[at : at + BLOCK_BYTES]))
+    hashes: list[int] = []
+    at, end = 0, min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES
+    while at < end:
+        chained = crc32(prompt[at : at + BLOCK_BYTES], chained)
         hashes.append(chained)
+        at += BLOCK_BYTES
     return tuple(hashes)
 
 

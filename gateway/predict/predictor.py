@@ -67,7 +67,7 @@ class LearningPredictor:
                 load.advance(now_s)
                 load.refresh(now_s)
             new_k = cold_k
-            if hashes and first_block in load.warmth.blocks:
+            if hashes and load.warmth.holds(first_block):
                 new_k = (prompt_tokens - int(load.warmth.tokens(hashes, prompt_tokens))) / 1000
             reading_s = new_k * (load.per_new_s + load.per_new2_s * new_k)
             expected_s, total_k = load.base_s + reading_s, new_k
@@ -110,7 +110,7 @@ class LearningPredictor:
         request, warm_tokens = placement.ticket.request, 0.0
         hashes = request.prefix_hashes
         if hashes:
-            if hashes[0] in load.warmth.blocks:
+            if load.warmth.holds(hashes[0]):
                 warm_tokens = load.warmth.tokens(hashes, request.prompt_tokens)
             load.warmth.sent(hashes)
         load.starts(placement, warm_tokens, now_s)

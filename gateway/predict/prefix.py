@@ -1,36 +1,41 @@
 """Which prompt blocks an instance has read of late, so that the same beginning is predicted to cost less there.
 
-The gateway sees keyed hashes of leading prompt blocks (never the text); engines keep such blocks in their KV cache, least recently used
+The gateway sees hashes of leading prompt blocks (never the text); engines keep such blocks in their KV cache, least recently used
 first to go. This mirrors that with a bounded memory per instance, and learns how far an engine really profits: some run without a prefix
 cache, some share it with other gateways' traffic.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 BLOCK_TOKENS = 256  # what one hash stands for
-MAX_BLOCKS = 4096  # per instance
+MAX_BLOCKS = 4096  # per instance, at most; at least half as many
 FIRST_TRUST = 0.7
 
 
 class Warmth:
     """What one instance has read of late, and how far it profits from that."""
 
-    __slots__ = ("blocks", "trust_ratio")
+    __slots__ = ("_before", "_lately", "trust_ratio")
 
     def __init__(self) -> None:
-        # Ordered: taking the oldest off the front of a plain dict looks past everything taken before it.
-        self.blocks: OrderedDict[int, None] = OrderedDict()
+        # In two generations: what is read again moves into the later one, and when that is full the earlier one is forgotten. Exact
+        # order would cost more for every request than it tells of a cache that is only guessed at.
+        self._lately: set[int] = set()
+        self._before: set[int] = set()
         self.trust_ratio = FIRST_TRUST
+
+    def holds(self, block: int) -> bool:
+        """Has it read this block of late?"""
+        return block in self._lately or block in self._before
 
     def tokens(self, hashes: tuple[int, ...], prompt_tokens: int) -> float:
         """Prompt tokens expected to be read from its cache: 0 .. prompt_tokens - 1."""
-        blocks = self.blocks
+        lately, before = self._lately, self._before
         matched = 0
         for block in hashes:
-            if block not in blocks:
+            if block not in lately and block not in before:
                 break
             matched += 1
         if not matched:
@@ -40,13 +45,11 @@ class Warmth:
 
     def sent(self, hashes: tuple[int, ...]) -> None:
         """It is reading this prompt."""
-        blocks = self.blocks
-        # Later blocks are useless without the earlier ones, so the earlier are the more recently used.
-        for block in reversed(hashes):
-            blocks[block] = None
-            blocks.move_to_end(block)
-        while len(blocks) > MAX_BLOCKS:
-            blocks.popitem(last=False)
+        lately = self._lately
+        for block in hashes:
+            lately.add(block)
+        if len(lately) > MAX_BLOCKS // 2 - len(hashes):
+            self._before, self._lately = lately, set()
 
     def learn(self, saved_ratio: float) -> None:
         """Of the tokens matched in memory, this share (clamped to 0..1) really was spared."""

@@ -26,7 +26,7 @@ from gateway.config.build import core_settings, instance_specs, step_facts
 from gateway.config.load import Loaded
 from gateway.config.settings import Pool
 from gateway.core.decide import Core
-from gateway.core.flow import FailReason, InstanceSpec, Outcome, Placement, Result, Ticket
+from gateway.core.flow import FailReason, InstanceSpec, Placement, Ticket
 from gateway.engines.health import Health
 from gateway.live import Live
 from gateway.measure.attainment import Attainment, edges_of
@@ -84,7 +84,7 @@ class Worker:
         core = Core(core_settings(settings, catalog), policies.load(settings.policy)(Random(0)), self.predictor)  # noqa: S311
         now_s = time.monotonic()
         self.attainment = Attainment(edges_of(catalog), now_s)
-        self.live = Live(core, time.monotonic, [self.attainment.observe, self._learn])
+        self.live = Live(core, time.monotonic, [self.attainment.observe])
         self.live.wake = self._wake
         self.upstreams = Upstreams()
         self.front = Front(
@@ -92,11 +92,12 @@ class Worker:
             self.live,
             self.upstreams,
             self.attainment.cell,
-            lambda tenant, model, text_bytes: self.predictor.prompts.tokens(tenant, model, text_bytes),
+            self.predictor.prompts,
             max_connections(-(-settings.limits.connections // seat.of)),
         )
         self.health = Health(self.live.instance_health, self._status_of)
         self.front.on_attempt_failed = self._attempt_failed
+        self.front.on_recovered = self.health.request_completed
         state = settings.state
         self.name = worker_name()
         self.sharing: Sharing | None = None  # with other workers
@@ -251,15 +252,6 @@ class Worker:
     def _woken(self) -> None:
         self._wake_timer = None
         self.live.tick()
-
-    def _learn(self, subject: Placement | Ticket, outcome: Outcome, now_s: float) -> None:
-        if outcome.result is Result.COMPLETED and isinstance(subject, Placement):
-            self.health.request_completed(subject.instance_id)
-            if not outcome.tokens_estimated:
-                request = subject.ticket.request
-                body = getattr(subject.ticket.handle, "body", None)
-                if body is not None:
-                    self.predictor.prompts.learn(request.tenant, request.model, body.text_bytes, outcome.prompt_tokens)
 
     def _controls(self) -> bool:
         return self.sharing is None or self.sharing.controller.held()

@@ -31,6 +31,15 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
+_SHORT_DURATIONS = [b"%.1f" % (tenths / 10.0) for tenths in range(100)]
+
+
+def duration(seconds: float) -> bytes:
+    """In milliseconds, as server-timing has it."""
+    tenths = int(seconds * 10000.0 + 0.5)
+    return _SHORT_DURATIONS[tenths] if 0 <= tenths < 100 else b"%.1f" % (seconds * 1000.0)
+
+
 def tag_fields(tag: Tag) -> bytes:
     """What the request was taken for."""
     key = (tag.use_case, tag.experience_class, tag.why)

@@ -33,6 +33,8 @@ from gateway.wire import answers
 from gateway.wire.relay import Relay
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gateway.classify.explicit import Tenant
     from gateway.openai.framing import Head
     from gateway.quota.quotas import Reserved
@@ -42,8 +44,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("slo_gateway")
 
 MAX_REQUEST_ID = 128
-_ID_PREFIX = urandom(6).hex()
-_ids = count(1)
+_LAST_DIGITS = [b"%02x" % number for number in range(256)]
+
+
+def _request_ids() -> Iterator[bytes]:
+    """20 hexadecimal digits: of the process, and a count."""
+    process = urandom(6)
+    for number in count():
+        most = process.hex().encode() + b"%06x" % number
+        for last in _LAST_DIGITS:
+            yield most + last
+
+
+_ids = _request_ids()
 
 
 class Exchange:
@@ -106,7 +119,7 @@ class Exchange:
         model = front.models.get(body.model)
         if model is None:
             raise ApiError(Kind.MODEL_NOT_FOUND, param="model")
-        name, prompt_tokens = model.name, front.prompt_tokens(tenant.tenant, model.name, body.text_bytes)
+        name, prompt_tokens = model.name, front.prompts.tokens(tenant.tenant, model.name, body.text_bytes)
         may_degrade = tenant.degrade or self.head.fields.get(b"x-slo-degrade") == b"allow"
         # In the order of its fields: names would cost a microsecond.
         return Request(
@@ -167,6 +180,8 @@ class Exchange:
         self.relay = None
         self.outcome = outcome
         try:
+            if outcome.result is Result.COMPLETED:
+                self.front.completed(placement, outcome, self.body.text_bytes)
             self.front.live.finished(placement, outcome)
             if error is not None:
                 self.client.answer_error(error, self)
@@ -280,15 +295,22 @@ class Exchange:
             framing += b"connection: close\r\n"
         if self.reserved is not None and self.front.quotas is not None:
             framing += self.front.quotas.fields(self.reserved)
-        return b"%b%bcontent-type: %b\r\n%bserver-timing: queue;dur=%.1f\r\nx-request-id: %b\r\n%b\r\n" % (
+        # In one join: a format string of as many parts is read anew for every answer.
+        return b"".join((
             answers.status_line(status),
             self.client.default_fields(),
+            b"content-type: ",
             content_type,
+            b"\r\n",
             answers.placed_fields(ticket.tag, placement.pool, ticket.degraded_from),
-            (placement.started_at_s - ticket.request.arrived_at_s) * 1000.0,
+            b"server-timing: queue;dur=",
+            answers.duration(placement.started_at_s - ticket.request.arrived_at_s),
+            b"\r\nx-request-id: ",
             self._request_id,
+            b"\r\n",
             framing,
-        )
+            b"\r\n",
+        ))  # fmt: skip
 
     def coalesces(self) -> bool:
         """May this stream be read once a tick?"""
@@ -311,4 +333,4 @@ def _sane(sent: bytes | None) -> bytes:
         kept = sent.translate(None, b"-_.:/=+@")
         if not kept or kept.isalnum():
             return sent
-    return f"{_ID_PREFIX}{next(_ids):08x}".encode()
+    return next(_ids)

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway.config.load import is_loopback
-from gateway.core.flow import FailReason, Placement, RefuseReason, Ticket
+from gateway.core.flow import FailReason, Outcome, Placement, RefuseReason, Ticket
 from gateway.openai.errors import ApiError, Kind, quota
 from gateway.wire.coalescer import Coalescer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.config.settings import Limits, Model, Settings, Timeouts
     from gateway.live import Live
     from gateway.measure.attainment import Cell
+    from gateway.predict.prompts import PromptRatios
     from gateway.quota.quotas import Quotas
     from gateway.wire.exchange import Exchange
     from gateway.wire.keys import Keys
@@ -43,14 +44,14 @@ class Front:
         live: Live,
         upstreams: Upstreams,
         cell: Callable[[Ticket, str], Cell],
-        prompt_tokens: Callable[[str, str, int], int],
+        prompts: PromptRatios,
         max_connections: int,
     ) -> None:
         self.loop = loop
         self.live = live
         self.upstreams = upstreams
         self.cell = cell
-        self.prompt_tokens = prompt_tokens
+        self.prompts = prompts
         self.max_connections = max_connections
         self.connections: set[ClientConnection] = set()
         self.hits: Counter[str] = Counter()  # limits that were reached, by name
@@ -61,6 +62,8 @@ class Front:
         self.exchanges = 0  # that are over
         self.onward: Callable[[bytes, str], bytes] = lambda traceparent, request_id: traceparent
         self.on_attempt_failed: Callable[[Placement, FailReason], None] = lambda placement, reason: None
+        self.on_recovered: Callable[[str], None] = lambda instance_id: None
+        self._failed: set[str] = set()  # instances whose last request got no good answer
         self._per_ip: Counter[str] = Counter()
         self._per_key: Counter[str] = Counter()
         self._default_fields: tuple[object, bytes] = (None, b"")
@@ -147,7 +150,17 @@ class Front:
 
     def attempt_failed(self, placement: Placement, reason: FailReason) -> None:
         """An instance did not answer: those who judge its health want to know."""
+        self._failed.add(placement.instance_id)
         self.on_attempt_failed(placement, reason)
+
+    def completed(self, placement: Placement, outcome: Outcome, text_bytes: int) -> None:
+        """An instance has answered a request whose prompt was so many bytes."""
+        if placement.instance_id in self._failed:
+            self._failed.discard(placement.instance_id)
+            self.on_recovered(placement.instance_id)
+        if not outcome.tokens_estimated:
+            request = placement.ticket.request
+            self.prompts.learn(request.tenant, request.model, text_bytes, outcome.prompt_tokens)
 
     def hit(self, limit: str) -> None:
         """A limit was reached."""
