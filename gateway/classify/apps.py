@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import exp, log
+from typing import Final
 
 from gateway.classify.explicit import Verdict
 from gateway.classify.model import KINDS
@@ -19,36 +20,36 @@ from gateway.classify.model import KINDS
 Key = tuple[str, int, int]
 
 # One message moves the evidence by at most this much (log ratio 3.0), so that no single one decides against many.
-LEAST_PROBABILITY = 0.05
+LEAST_PROBABILITY: Final = 0.05
 # Messages of an application resemble each other: two of them say less than twice as much as one.
-WORTH = 0.6
+WORTH: Final = 0.6
 # Evidence fades: half of it is gone after some 45 messages looked at, so that an application may change.
-KEPT = 0.985
+KEPT: Final = 0.985
 # Clear disagreement: the message alone says another kind with at least this probability.
-CLEAR = 0.7
-MIXED_RATIO = 0.15
-LEAST_AGREEMENT_OF_NAMELESS = 0.97
+CLEAR: Final = 0.7
+MIXED_RATIO: Final = 0.15
+LEAST_AGREEMENT_OF_NAMELESS: Final = 0.97
 # An application is taken for one that does one thing as if it had done so this often before; agreement is over so many looks.
 TRUSTED_LOOKS, LONGEST_AGREEMENT = 9, 32
 # What messages before weigh (log ratio) for the next: so much each, up to a bound that a clear message still overcomes.
 STRENGTH, MOST_STRENGTH = 0.5, 4.0
-SETTLED_PROBABILITY = 0.9
+SETTLED_PROBABILITY: Final = 0.9
 # How many messages are looked at, one by one, before any is not: of one with a text of its own, and of one that says next to nothing.
 LOOKS, LOOKS_OF_NAMELESS = 4, 64
 # The longest pause between two looks; the second where no message has disagreed for long, so that whoever sends thousands a second is
 # not looked at a hundred times in it.
 LONGEST_PAUSE, LONGEST_PAUSE_OF_STEADY = 64, 512
-STEADY = 0.99
+STEADY: Final = 0.99
 # Look and second opinion are both right or both wrong more often than by chance: together each counts for this much (their temperature
 # together, in training/second.py, is 1.5), and what was said of other messages of the application for less. An opinion's smallest
 # probability, and over how many opinions their mean is taken.
 TOGETHER, OF_OTHERS = 0.65, 0.4
-LEAST_ADVISED = 0.02
-LONGEST_ADVICE = 4
+LEAST_ADVISED: Final = 0.02
+LONGEST_ADVICE: Final = 4
 # What a log told of an application counts as this many looks at most.
-MOST_LOOKS_TOLD = 8
-_PRIOR = 1.0 / len(KINDS)
-LEAST_EVIDENCE = log(LEAST_PROBABILITY / _PRIOR)
+MOST_LOOKS_TOLD: Final = 8
+_PRIOR: Final = 1.0 / len(KINDS)
+LEAST_EVIDENCE: Final = log(LEAST_PROBABILITY / _PRIOR)
 
 
 class App:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.config.catalog import Catalog
 from gateway.config.settings import Alias, Settings
@@ -19,11 +19,11 @@ from gateway.core.flow import Endpoint, Tag
 from gateway.openai.body import Body
 from gateway.openai.errors import ApiError, Kind
 
-FIM_MARKERS = (b"<|fim_prefix|>", b"<fim_prefix>", b"<\\uff5cfim", b"<\xef\xbd\x9cfim", b"<PRE>", b"[SUFFIX]", b"<|fim_begin|>")
-FIM_LOOK_BYTES = 4096
+FIM_MARKERS: Final = (b"<|fim_prefix|>", b"<fim_prefix>", b"<\\uff5cfim", b"<\xef\xbd\x9cfim", b"<PRE>", b"[SUFFIX]", b"<|fim_begin|>")
+FIM_LOOK_BYTES: Final = 4096
 
 # Targets of one request, in milliseconds: our names, and those that peers' clients send already.
-TARGET_HEADERS: tuple[tuple[bytes, str], ...] = (
+TARGET_HEADERS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"x-slo-ttft-ms", "ttft_s"),
     (b"x-slo-tpot-ms", "itl_s"),
     (b"x-slo-e2e-ms", "e2e_s"),
@@ -31,12 +31,12 @@ TARGET_HEADERS: tuple[tuple[bytes, str], ...] = (
     (b"x-llm-d-slo-tpot-ms", "itl_s"),
     (b"x-sgl-ttft-slo-ms", "ttft_s"),
 )
-TAG_FIELDS = frozenset((b"x-slo-use-case", b"x-slo-class", *(name for name, _ in TARGET_HEADERS)))
-LONGEST_TARGET_MS = 3_600_000.0
-MAX_GUESSED = 2000  # tags kept for guesses that come again
-TIGHTER_TIERS = frozenset(("priority", "fast"))
-LOOSER_TIERS = frozenset(("flex",))
-NEUTRAL_TIERS = frozenset(("auto", "default", "standard_only", "standard", "scale"))
+TAG_FIELDS: Final = frozenset((b"x-slo-use-case", b"x-slo-class", *(name for name, _ in TARGET_HEADERS)))
+LONGEST_TARGET_MS: Final = 3_600_000.0
+MAX_GUESSED: Final = 2000  # tags kept for guesses that come again
+TIGHTER_TIERS: Final = frozenset(("priority", "fast"))
+LOOSER_TIERS: Final = frozenset(("flex",))
+NEUTRAL_TIERS: Final = frozenset(("auto", "default", "standard_only", "standard", "scale"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Tenant:
 
 
 # Without keys everybody is this one.
-ANYBODY = Tenant(tenant="anonymous", key_id="")
+ANYBODY: Final = Tenant(tenant="anonymous", key_id="")
 
 
 class Verdict(NamedTuple):

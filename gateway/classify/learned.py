@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from math import log2
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from gateway.classify.apps import App, Apps, Key
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # How fast the mix of kinds that drift is judged by follows traffic: half of it is the last 500 looks.
-DRIFT_KEPT = 0.5 ** (1 / 500)
-CONFIDENCE_STEPS = 10
+DRIFT_KEPT: Final = 0.5 ** (1 / 500)
+CONFIDENCE_STEPS: Final = 10
 # A system text shorter than this names no application: half the world sends "You are a helpful assistant."
-NAMING_BYTES = 160
+NAMING_BYTES: Final = 160
 
 
 class Learned:

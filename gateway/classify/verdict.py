@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from gateway.config.catalog import Catalog
 from gateway.config.settings import Costs
 
 # The kinds about a given text: (short, long) use case.
-BY_LENGTH = {"summary": ("summarization_short", "summarization_long"), "document": ("document_rag", "research_legal")}
+BY_LENGTH: Final = {"summary": ("summarization_short", "summarization_long"), "document": ("document_rag", "research_legal")}
 
 
 class Judged(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
+from typing import Final
 
 from gateway.core.admit import Admission
 from gateway.core.enforce import Controller
@@ -42,8 +43,8 @@ from gateway.core.tickets import loosen, ticket_of
 from gateway.core.trail import Trails
 
 # How many tickets of a lane are looked at before it has to wait: the first may need an instance that the second does not.
-LOOK_AHEAD = 3
-NO_CAPACITY_RETRY_S = 2.0
+LOOK_AHEAD: Final = 3
+NO_CAPACITY_RETRY_S: Final = 2.0
 
 
 class Core:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf
+from typing import Final
 
 from gateway.core.flow import UNSHARED, Considered, InstanceSpec, Lease, Placement, Prediction, Ticket
 from gateway.core.instance import Instance, Serving
@@ -20,11 +21,11 @@ __all__ = ["Fleet", "Instance"]
 
 # An instance that comes back from the dead has cold caches and may die again: it starts with a quarter of its slots and has them
 # all after half a minute, which is what load balancers call slow start.
-SLOW_START_S = 30.0
-SLOW_START_RATIO = 0.25
+SLOW_START_S: Final = 30.0
+SLOW_START_RATIO: Final = 0.25
 
 # Without a predictor nothing is known to be too slow: only limits, tiers and deadlines decide.
-UNKNOWN = Prediction(0.0, 0.0, 0.0)
+UNKNOWN: Final = Prediction(0.0, 0.0, 0.0)
 
 
 class Fleet:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from gateway.core.instance import Instance
@@ -100,7 +100,7 @@ class Request:
     arrived_at_s: float  # core clock: the request's last byte was read
     n: int  # choices asked for: each occupies a sequence of the engine's batch
     app: int  # fingerprint of the application (0 = unknown), for output lengths
-    prefix_hashes: tuple[int, ...]  # hashes of leading prompt blocks, for prefix-cache warmth
+    prefix_hashes: tuple[int, ...]  # keyed hashes of leading prompt blocks, for prefix-cache warmth
     fallback_models: tuple[str, ...]
     may_degrade: bool  # the caller accepts a looser class rather than a refusal
 
@@ -362,7 +362,7 @@ class InstanceSpec:
         return f"{kind}|{self.model}|{self.engine_config}"
 
 
-UNSHARED = 1 << 30
+UNSHARED: Final = 1 << 30
 """The slots of a lease when nobody else uses the instances: the limit alone counts."""
 
 

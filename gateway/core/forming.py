@@ -6,13 +6,14 @@ Only where the configuration gives a window (cost tiers), and only out of time t
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 from gateway.core.flow import Placement
 from gateway.core.instance import Instance
 
 # A start is held for at most this share of the time it can spare: predictions err, and the rest is theirs.
-HOLD_RATIO = 0.25
-SHORTEST_S = 0.001
+HOLD_RATIO: Final = 0.25
+SHORTEST_S: Final = 0.001
 
 
 def held_until_s(placement: Placement, instance: Instance, now_s: float) -> float:

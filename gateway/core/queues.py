@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.core.flow import CoreSettings, QueueLimits, RefuseReason, Ticket
 from gateway.core.policy import Policy
 
-LATE_RANK = 1_000  # of the lane for tickets that cannot be saved
+LATE_RANK: Final = 1_000  # of the lane for tickets that cannot be saved
 
 
 class QueueView(NamedTuple):

@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp
+from typing import Final
 
 from gateway.core.flow import Request, Tag, Ticket
 
-AGES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0)
+AGES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0)
 # Most of those who come back should be let in; asking for more would send everybody away for minutes after every little jam.
-SURE_RATIO = 0.8
-MEMORY_S = 60.0
-KNOWN = 0.5  # watched ones, faded, that make an age known
-MOST_WATCHED = 64
+SURE_RATIO: Final = 0.8
+MEMORY_S: Final = 60.0
+KNOWN: Final = 0.5  # watched ones, faded, that make an age known
+MOST_WATCHED: Final = 64
 # Those who are refused at once are not to come back at once.
 SPREAD_RATIO, SPREAD_OVER = 0.5, 8
 

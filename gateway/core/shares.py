@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import exp
+from typing import Final
 
-MEMORY_S = 60.0
+MEMORY_S: Final = 60.0
 # Nobody counts for more than this many times its share, or for less than one part in as many.
-MOST = 10.0
+MOST: Final = 10.0
 # Everybody is taken to have had this much: a handful of requests says nothing of who is greedy. About one request of the nine-class mix.
-PRIOR_TOKENS = 5_000.0
-MAX_TENANTS = 10_000
-NEGLIGIBLE_TOKENS = 1.0
+PRIOR_TOKENS: Final = 5_000.0
+MAX_TENANTS: Final = 10_000
+NEGLIGIBLE_TOKENS: Final = 1.0
 
 
 class Shares:

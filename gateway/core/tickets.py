@@ -6,13 +6,14 @@ A caller that does not stream sees the end only, so what E2E leaves is divided b
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from gateway.core.flow import ClassPolicy, Request, Tag, Ticket
 from gateway.core.policy import Predictor
 
-TTFT_SHARE_OF_E2E = 0.25  # of a caller that does not stream: prefill is part of what it waits for
+TTFT_SHARE_OF_E2E: Final = 0.25  # of a caller that does not stream: prefill is part of what it waits for
 # Without a time to live of its own, a request may wait for so many times what its whole answer may take.
-TTL_E2E_RATIO = 2.0
+TTL_E2E_RATIO: Final = 2.0
 
 
 def ticket_of(request: Request, tag: Tag, class_: ClassPolicy | None, predictor: Predictor | None, handle: object) -> Ticket:

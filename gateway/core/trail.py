@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.core.budget import missed
 from gateway.core.flow import Considered, FailReason, Outcome, Placement, Prediction, Refuse, Result, Ticket
@@ -16,11 +16,11 @@ from gateway.core.flow import Considered, FailReason, Outcome, Placement, Predic
 if TYPE_CHECKING:
     from gateway.core.instance import Instance
 
-MAX_CANDIDATES = 12
-MAX_STEPS = 64
+MAX_CANDIDATES: Final = 12
+MAX_STEPS: Final = 64
 # Of all that is kept, the part for the newest requests whatever became of them. What is kept is memory that every request walks through:
 # two thousand of the ordinary ones would push all else out of a core's cache, a tenth of what a request costs.
-NEWEST = 1 / 8
+NEWEST: Final = 1 / 8
 
 
 class Trails:

@@ -134,7 +134,7 @@ class _Connection(asyncio.Protocol):
             usage = usage_of(body)
             if shown.status >= 400:
                 shown.error = f"status {shown.status}"
-        shown.output_tokens = usage["output_tokens"] if usage else shown.deltas
+        shown.output_tokens = usage[2] if usage else shown.deltas
         self._over(keep=head is not None and head.keep_alive)
 
     def _over(self, keep: bool) -> None:

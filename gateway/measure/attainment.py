@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.core.flow import Outcome, Placement, Result, SloTargets, Ticket
 from gateway.measure.histogram import (
@@ -31,9 +31,9 @@ from gateway.measure.windows import TICKS_TO_PACK, Merged, Windows
 if TYPE_CHECKING:
     from gateway.config.catalog import Catalog
 
-MAX_TENANTS = 1000  # tenants counted apart; those that come later share OTHER_TENANTS
-OTHER_TENANTS = "(others)"
-MAX_CELLS = 4096  # classes x use cases x pools x models of any sane deployment; what comes later shares one cell
+MAX_TENANTS: Final = 1000  # tenants counted apart; those that come later share OTHER_TENANTS
+OTHER_TENANTS: Final = "(others)"
+MAX_CELLS: Final = 4096  # classes x use cases x pools x models of any sane deployment; what comes later shares one cell
 
 
 class CellKey(NamedTuple):
@@ -98,9 +98,9 @@ class Verdict:
     missed_e2e: bool = False
 
 
-NOT_OFFERED = Verdict(offered=False)
-NOT_COMPLETED = Verdict(offered=True)
-_ATTAINED = Verdict(offered=True, attained=True, attained_strict=True)
+NOT_OFFERED: Final = Verdict(offered=False)
+NOT_COMPLETED: Final = Verdict(offered=True)
+_ATTAINED: Final = Verdict(offered=True, attained=True, attained_strict=True)
 
 
 def judge(outcome: Outcome, targets: SloTargets, stream: bool) -> Verdict:

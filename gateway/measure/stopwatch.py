@@ -6,14 +6,14 @@ What counts as a content delta is openai/sse.py's business, what a promise is wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import ceil, log2
+from typing import Final
 
 from gateway.core.flow import Outcome, Placement, Result
 from gateway.measure.attainment import Cell
 from gateway.measure.histogram import middle_s
 
-MAX_FRESH = 64
+MAX_FRESH: Final = 64
 
 
 class Stopwatch:
@@ -162,15 +162,14 @@ class Stopwatch:
         return (self.last_at_s - self.first_at_s) / (each - 1.0)
 
 
-def outcome_of(placement: Placement, watch: Stopwatch, usage: Mapping[str, int] | None, now_s: float) -> Outcome:
-    """What a request that ends now has got, as a completed one; `usage` is the engine's own count, None = it told none."""
+def outcome_of(placement: Placement, watch: Stopwatch, usage: tuple[int, int, int] | None, now_s: float) -> Outcome:
+    """What a request that ends now has got, as a completed one; `usage` is the engine's own count: prompt tokens, those of
+    them that were cached, output tokens; None = it told none."""
     request = placement.ticket.request
     arrived_at_s = request.arrived_at_s
     prompt_tokens, cached_tokens, output_tokens = request.prompt_tokens, 0, watch.deltas
-    if usage:
-        prompt_tokens = usage.get("prompt_tokens", prompt_tokens)
-        cached_tokens = usage.get("cached_tokens", 0)
-        output_tokens = usage.get("output_tokens", output_tokens)
+    if usage is not None:
+        prompt_tokens, cached_tokens, output_tokens = usage
     ttft_s = tpot_s = itl_p95_s = None
     if watch.deltas:
         watch.tell(placement)
@@ -179,5 +178,5 @@ def outcome_of(placement: Placement, watch: Stopwatch, usage: Mapping[str, int] 
     # In the order of its fields: names would cost half a microsecond.
     return Outcome(
         Result.COMPLETED, None, None, 200, placement.started_at_s - arrived_at_s, ttft_s, tpot_s, itl_p95_s, now_s - arrived_at_s,
-        prompt_tokens, cached_tokens, output_tokens, not usage,
+        prompt_tokens, cached_tokens, output_tokens, usage is None,
     )  # fmt: skip

@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Mapping
 from math import floor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.measure.tally import Counts, Tally, TallyEdges
 
 if TYPE_CHECKING:
     from gateway.measure.attainment import Cell
 
-SHORT_S = 10.0
-LONG_S = 60.0
-SHORT_KEPT = 66  # eleven minutes of ten-second windows
-LONG_KEPT = 125  # two hours and a little of minutes
-LONGEST_S = 7200.0  # the longest question
-TICKS_TO_PACK = 5  # a closed window is packed within this many ticks
-CACHED_ANSWERS = 4
+SHORT_S: Final = 10.0
+LONG_S: Final = 60.0
+SHORT_KEPT: Final = 66  # eleven minutes of ten-second windows
+LONG_KEPT: Final = 125  # two hours and a little of minutes
+LONGEST_S: Final = 7200.0  # the longest question
+TICKS_TO_PACK: Final = 5  # a closed window is packed within this many ticks
+CACHED_ANSWERS: Final = 4
 
 
 class Window:

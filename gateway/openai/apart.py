@@ -6,14 +6,15 @@ body.py, which reads every key exactly.
 
 from __future__ import annotations
 
+from typing import Final
 from zlib import crc32
 
 import msgspec
 
 from gateway.openai.chat import KEYS, MAX_INT, MAX_TAG_CHARS, Chat, chat_of, messages_of
 
-_MAX_KNOWN = 4096
-_MAX_KNOWN_BYTES = 2048
+_MAX_KNOWN: Final = 4096
+_MAX_KNOWN_BYTES: Final = 2048
 
 
 class Around:
@@ -32,7 +33,7 @@ class Around:
         self.app: int = crc32(said.model.encode()) | 1  # whose traffic it is, where the messages don't tell
 
 
-_known: dict[bytes, Around | None] = {}
+_known: Final[dict[bytes, Around | None]] = {}
 
 
 def taken_apart(raw: bytes) -> tuple[Around, memoryview, bytes] | None:

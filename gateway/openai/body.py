@@ -7,7 +7,7 @@ rest is right is the engine's to say. What the fields mean for class and tenant 
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 from zlib import crc32
 
 import msgspec
@@ -29,32 +29,32 @@ class Limits(Protocol):
     def choices(self) -> int: ...
 
 
-_fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_value_of = msgspec.json.Decoder().decode
-_string_of = msgspec.json.Decoder(str).decode
-_encode = msgspec.json.Encoder().encode
+_fields_of: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_value_of: Final = msgspec.json.Decoder().decode
+_string_of: Final = msgspec.json.Decoder(str).decode
+_encode: Final = msgspec.json.Encoder().encode
 
-_KEY = re.compile(rb'[ \t\n\r]*[{,][ \t\n\r]*"((?:[^"\\]|\\.)*)"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
-_END = re.compile(rb"[ \t\n\r]*\}[ \t\n\r]*")
-_EMPTY = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*\}[ \t\n\r]*")
+_KEY: Final = re.compile(rb'[ \t\n\r]*[{,][ \t\n\r]*"((?:[^"\\]|\\.)*)"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
+_END: Final = re.compile(rb"[ \t\n\r]*\}[ \t\n\r]*")
+_EMPTY: Final = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*\}[ \t\n\r]*")
 
-BLOCK_BYTES = 1024
-MAX_BLOCKS = 16
-APP_BYTES = 640
+BLOCK_BYTES: Final = 1024
+MAX_BLOCKS: Final = 16
+APP_BYTES: Final = 640
 
 # Where the prompt is, by endpoint.
-_PROMPT = {
+_PROMPT: Final = {
     Endpoint.CHAT: "messages",
     Endpoint.COMPLETIONS: "prompt",
     Endpoint.RESPONSES: "input",
     Endpoint.EMBEDDINGS: "input",
     Endpoint.MESSAGES: "messages",
 }
-_LISTS = frozenset((Endpoint.CHAT, Endpoint.MESSAGES))
+_LISTS: Final = frozenset((Endpoint.CHAT, Endpoint.MESSAGES))
 
 
 # Larger bodies are walked key by key: beside their size it costs nothing.
-_QUICK_BYTES = 65536
+_QUICK_BYTES: Final = 65536
 
 
 class Body:
@@ -370,13 +370,13 @@ def _app_of(start: bytes) -> int:
 
 
 def _prefix_hashes(prompt: bytes) -> tuple[int, ...]:
-    """Chained: each stands for all that comes before its end. Two texts that share one by chance (2^-32), or by craft, are thought to be
-    read faster once: that is all that hangs on them, and a hash that keeps secrets costs five times as much."""
+    """Chained, and keyed by the process (Python's own hash is seeded): nobody can tell a text by them."""
     chained = 0
     hashes: list[int] = []
     at, end = 0, min(len(prompt) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES
     while at < end:
-        chained = crc32(prompt[at : at + BLOCK_BYTES], chained)
+        # Shifted, so that the order of blocks counts; smaller by three bits, which keeps it a machine's number.
+        chained = (chained >> 1) ^ (hash(prompt[at : at + BLOCK_BYTES]) >> 3)
         hashes.append(chained)
         at += BLOCK_BYTES
     return tuple(hashes)

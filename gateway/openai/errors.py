@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -17,15 +17,15 @@ from gateway.core.flow import Endpoint, FailReason, Refuse, RefuseReason
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-INVALID = "invalid_request_error"
-SERVER = "server_error"
-RATE = "rate_limit_error"
-UPSTREAM = "upstream_error"
+INVALID: Final = "invalid_request_error"
+SERVER: Final = "server_error"
+RATE: Final = "rate_limit_error"
+UPSTREAM: Final = "upstream_error"
 
 # SDKs ignore a Retry-After above two minutes and come back at once instead.
-MAX_RETRY_AFTER_S = 120.0
-_ENGINE_MESSAGE_CHARS = 512
-NO_RETRY: Headers = ((b"x-should-retry", b"false"),)
+MAX_RETRY_AFTER_S: Final = 120.0
+_ENGINE_MESSAGE_CHARS: Final = 512
+NO_RETRY: Final[Headers] = ((b"x-should-retry", b"false"),)
 
 
 class Row(NamedTuple):
@@ -76,7 +76,7 @@ class Kind(StrEnum):
     INTERNAL = "internal_error"
 
 
-ROWS: dict[Kind, Row] = {
+ROWS: Final[dict[Kind, Row]] = {
     Kind.INVALID_JSON: Row(400, INVALID, "The request body is not valid JSON."),
     Kind.INVALID_VALUE: Row(400, INVALID, "A parameter has a value of the wrong kind."),
     Kind.MISSING: Row(400, INVALID, "A required parameter is missing."),
@@ -114,7 +114,7 @@ ROWS: dict[Kind, Row] = {
     Kind.INTERNAL: Row(500, SERVER, "The gateway failed; the request id in this answer's header finds the reason in its log."),
 }
 
-_FAILED: dict[FailReason, Kind] = {
+_FAILED: Final[dict[FailReason, Kind]] = {
     FailReason.CONNECT: Kind.ENGINE_UNREACHABLE,
     FailReason.CLOSED_EARLY: Kind.ENGINE_CLOSED,
     FailReason.CUT: Kind.ENGINE_CLOSED,
@@ -159,7 +159,7 @@ def object_of(error: ApiError) -> dict[str, Any]:
     return shown | error.extra if error.extra else shown
 
 
-_ANTHROPIC_TYPES = {
+_ANTHROPIC_TYPES: Final = {
     400: INVALID,
     401: "authentication_error",
     403: "permission_error",
@@ -222,7 +222,7 @@ def failed(reason: FailReason) -> ApiError:
     return ApiError(_FAILED[reason])
 
 
-_TYPES_OF_STATUS = {401: "authentication_error", 403: "permission_error", 404: INVALID, 429: RATE}
+_TYPES_OF_STATUS: Final = {401: "authentication_error", 403: "permission_error", 404: INVALID, 429: RATE}
 
 
 def from_engine(status: int, body: bytes) -> ApiError:
@@ -285,8 +285,8 @@ def _said(body: bytes) -> tuple[str, str | None, str]:
 
 
 # What a validator found and, behind it, what it was given (pydantic, as vLLM prints it); anything long between quotes.
-_FOUND = re.compile(r"'msg': '([^']{1,200})'")
-_QUOTED = re.compile(r"""(["`]|(?<!\w)')(?:(?!\1).){48,}(?:\1|$)""", re.DOTALL)
+_FOUND: Final = re.compile(r"'msg': '([^']{1,200})'")
+_QUOTED: Final = re.compile(r"""(["`]|(?<!\w)')(?:(?!\1).){48,}(?:\1|$)""", re.DOTALL)
 
 
 def _safe(message: str) -> str:

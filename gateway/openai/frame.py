@@ -6,10 +6,12 @@ is sse.py's and framing.py's to read; where a frame is recognised, they would ha
 
 from __future__ import annotations
 
-_MOST_DIGITS = 8
+from typing import Final
+
+_MOST_DIGITS: Final = 8
 # Size lines that were seen, with what they say: a stream's events are of a few hundred sizes.
-_sizes: dict[bytes, int] = {}
-_MAX_SIZES = 4096
+_sizes: Final[dict[bytes, int]] = {}
+_MAX_SIZES: Final = 4096
 
 
 class Frame:

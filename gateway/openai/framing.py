@@ -7,23 +7,23 @@ gateway that guesses where a message ends lets one client write another's reques
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_FIELDS = rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
-_REQUEST = re.compile(rb"([A-Z][A-Z\-]{0,23}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n" + _FIELDS)
-_ANSWER = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n" + _FIELDS)
-_FIELD = re.compile(rb"([^:\r]+):[ \t]*([^\r]*?)[ \t]*\r\n")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-_HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+;=:\[\]]*")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
-_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_FIELDS: Final = rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
+_REQUEST: Final = re.compile(rb"([A-Z][A-Z\-]{0,23}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n" + _FIELDS)
+_ANSWER: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n" + _FIELDS)
+_FIELD: Final = re.compile(rb"([^:\r]+):[ \t]*([^\r]*?)[ \t]*\r\n")
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_HOST: Final = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+;=:\[\]]*")
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
+_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 # All that a chunked body may spend on extensions: nobody uses them, and they are a way to send without end.
-CHUNK_EXTENSION_BYTES = 256
-CHUNK_LINE_BYTES = 512
-TRAILER_BYTES = 8192
+CHUNK_EXTENSION_BYTES: Final = 256
+CHUNK_LINE_BYTES: Final = 512
+TRAILER_BYTES: Final = 8192
 
 
 class FramingError(Exception):
@@ -80,8 +80,8 @@ def _joined(block: bytes, once: frozenset[bytes]) -> dict[bytes, bytes]:
     return fields
 
 
-_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect", b"content-type"))
-_ONCE_IN_ANSWER = frozenset((b"content-length", b"transfer-encoding"))
+_ONCE: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect", b"content-type"))
+_ONCE_IN_ANSWER: Final = frozenset((b"content-length", b"transfer-encoding"))
 
 
 def request_head(data: bytes, end: int, *, max_fields: int, max_line_bytes: int) -> Head:
@@ -113,7 +113,7 @@ def request_head(data: bytes, end: int, *, max_fields: int, max_line_bytes: int)
     return Head(method, target, fields, length, keep_alive, http_1_0)
 
 
-_SAID_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*([0-9]+)")
+_SAID_LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*([0-9]+)")
 
 
 class Repeated:
@@ -149,8 +149,8 @@ class Repeated:
 
 
 # Streams of an engine begin with the same head, but for the second in its date.
-_MAX_KNOWN_HEADS = 256
-_known_heads: dict[bytes, AnswerHead] = {}
+_MAX_KNOWN_HEADS: Final = 256
+_known_heads: Final[dict[bytes, AnswerHead]] = {}
 
 
 def answer_head(data: bytes, end: int) -> AnswerHead:
@@ -323,4 +323,4 @@ def chunk(content: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(content), content)
 
 
-LAST_CHUNK = b"0\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"

@@ -7,7 +7,7 @@ as a token: content, reasoning, refusal and tool-call deltas of any choice; neve
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,20 +15,24 @@ from gateway.core.flow import Endpoint
 from gateway.openai.events import Choice, Chunk, Delta, Typed, any_of, burst_of, chunk_of, plain_usage_of, some_usage_of, typed_of
 from gateway.openai.frame import Frame
 
-_DONE = b"data: [DONE]\n\n"
+_DONE: Final = b"data: [DONE]\n\n"
 # The keys of a chunk's text with its opening quote: a quote inside a string is escaped, so that this is a key wherever it stands.
-_TEXT = re.compile(rb'"(?:content|text)" ?: ?"?')
-MAX_FRAMES = 64  # a stream: some write the time into every event, which no frame survives
-_CHUNKS = frozenset((Endpoint.CHAT, Endpoint.COMPLETIONS))
-_ENDINGS = frozenset(("response.completed", "response.incomplete", "response.failed", "message_stop"))
+_TEXT: Final = re.compile(rb'"(?:content|text)" ?: ?"?')
+MAX_FRAMES: Final = 64  # a stream: some write the time into every event, which no frame survives
+_CHUNKS: Final = frozenset((Endpoint.CHAT, Endpoint.COMPLETIONS))
+_ENDINGS: Final = frozenset(("response.completed", "response.incomplete", "response.failed", "message_stop"))
 
 
 def _number(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40 else 0
 
 
-def normal_usage(usage: Any) -> dict[str, int] | None:
-    """`prompt_tokens`, `cached_tokens` and `output_tokens`, out of any of the protocols' words; None when there is nothing."""
+Used = tuple[int, int, int]
+"""(prompt tokens, those of them that were cached, output tokens), as an engine counted them."""
+
+
+def normal_usage(usage: Any) -> Used | None:
+    """What was used, in any of the protocols' words; None when there is nothing."""
     if not isinstance(usage, dict):
         return None
     prompt = _number(usage.get("prompt_tokens", usage.get("input_tokens")))
@@ -40,15 +44,16 @@ def normal_usage(usage: Any) -> dict[str, int] | None:
         prompt += cached + _number(usage.get("cache_creation_input_tokens"))
     if not prompt and not output:
         return None
-    return {"prompt_tokens": prompt, "cached_tokens": min(cached, prompt), "output_tokens": output}
+    return prompt, min(cached, prompt), output
 
 
-def usage_of(body: bytes) -> dict[str, int] | None:
+def usage_of(body: bytes) -> Used | None:
     """The usage a whole answer tells."""
     try:
         usage = plain_usage_of(body).usage
-        if usage.prompt_tokens_details is None and 0 < usage.prompt_tokens < 2**40 and 0 <= usage.completion_tokens < 2**40:
-            return {"prompt_tokens": usage.prompt_tokens, "cached_tokens": 0, "output_tokens": usage.completion_tokens}
+        prompt, output = usage.prompt_tokens, usage.completion_tokens
+        if usage.prompt_tokens_details is None and 0 < prompt < 2**40 and 0 <= output < 2**40:
+            return prompt, 0, output
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass  # another protocol's words, or none
     try:
@@ -72,7 +77,7 @@ class Reader:
         self._frames = MAX_FRAMES
         self.frame: Frame | None = None  # how the last plain token looked
         self.out = b""
-        self.usage: dict[str, int] | None = None
+        self.usage: Used | None = None
         self.error: Any = None
         self.done = False
         self.failed = False  # an event beyond the limit: this is no stream
@@ -268,8 +273,8 @@ class Reader:
         """Anthropic tells the prompt's tokens first and the answer's at the end."""
         new = normal_usage(usage)
         if new is not None:
-            old = self.usage or {}
-            self.usage = {name: max(value, old.get(name, 0)) for name, value in new.items()}
+            old = self.usage or new
+            self.usage = max(new[0], old[0]), max(new[1], old[1]), max(new[2], old[2])
 
 
 def _tokens_in(choices: list[Choice]) -> int:

@@ -9,6 +9,7 @@ ordinary; when it was a sudden one of the pace, or a single first token was far 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from gateway.core.flow import Placement
 from gateway.predict.latency import Load
@@ -17,19 +18,19 @@ from gateway.predict.pace import Probe, probe_of
 
 # The share of a miss that a pace is believed at once: it averages several steps, where a first token is a single event.
 PACE_TRUST, PACE_ALERTNESS, PACE_NOISE = 0.95, 0.6, 0.02
-SUDDEN_RATIO = 1.15
+SUDDEN_RATIO: Final = 1.15
 # From then on not all that is listened to moves a kind's model, but every fourth sample: the bias follows all of them, at a tenth of the
 # cost. Nor do first tokens do so more often than this. Paces that are looked at once a second are few enough.
 SETTLED_SAMPLES, SETTLED_EVERY = 256, 4
-LEARN_EVERY_S = 0.02
-REDEPLOYED_SAMPLES = 20
+LEARN_EVERY_S: Final = 0.02
+REDEPLOYED_SAMPLES: Final = 20
 # The resident that stands for an instance is listened to at its end, unless it was so shortly before.
-PACE_EVERY_S = 1.0
+PACE_EVERY_S: Final = 1.0
 # An instance is known when so many samples in a row have been no surprise.
-CALM_SAMPLES = 8
-FIRST_EVERY = 16
+CALM_SAMPLES: Final = 8
+FIRST_EVERY: Final = 16
 # A first token so many times later or sooner than expected has the next one listened to, whenever its turn would be.
-ODD_RATIO = 1.6
+ODD_RATIO: Final = 1.6
 
 
 def look(load: Load, residents: Iterable[Placement]) -> None:

@@ -6,13 +6,13 @@ What is predicted of one instance is latency.py's business, how it is learnt hea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from gateway.predict.kinds import UNKNOWN_GPU, KeyModel, StepFacts
 from gateway.predict.latency import Load
 from gateway.predict.regression import Drift
 
-MAX_INSTANCES = 4096
+MAX_INSTANCES: Final = 4096
 
 
 class Latencies:

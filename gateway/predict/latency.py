@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import exp
+from typing import Final
 
 from gateway.core.flow import Placement
 from gateway.core.instance import Instance
@@ -27,12 +28,12 @@ from gateway.predict.prefix import Warmth
 from gateway.predict.regression import Drift
 
 # Prompt tokens an engine reads in one step: vLLM's default for online serving. Only the shape of the prior depends on it.
-CHUNK_K = 2.048
+CHUNK_K: Final = 2.048
 # An instance's share of time spent on prompts is averaged over this long: several requests, yet shorter than a shift of the workload.
-PREFILL_MEMORY_S = 10.0
-MOST_READING = 0.8
+PREFILL_MEMORY_S: Final = 10.0
+MOST_READING: Final = 0.8
 # Cached figures of an instance are renewed by events, and after this long without one (contexts grow, other workers report).
-FRESH_S = 0.5
+FRESH_S: Final = 0.5
 
 
 class Load:

@@ -12,22 +12,22 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Final, cast
 
-MAX_KEYS = 20_000
+MAX_KEYS: Final = 20_000
 # Bins grow by 2^(1/4): 1 .. 2^16 tokens in 64 bins, so a quantile is good to about 9 %.
-BINS = 64
-PER_OCTAVE = 4
+BINS: Final = 64
+PER_OCTAVE: Final = 4
 # The profile of a use case counts as this many answers seen, a coarser level as this many for the finer one.
-PRIOR_ANSWERS = 8.0
-HALF_LIFE_ANSWERS = 400.0
-_KEEP = 0.5 ** (1.0 / HALF_LIFE_ANSWERS)
+PRIOR_ANSWERS: Final = 8.0
+HALF_LIFE_ANSWERS: Final = 400.0
+_KEEP: Final = 0.5 ** (1.0 / HALF_LIFE_ANSWERS)
 # Answers are counted a few at a time, a quarter of those that are known already and at most so many: one by one they would move little.
 BATCH_SHARE, BATCH_ANSWERS = 4, 16
 
 # The profile's length is the middle of a broad guess: lengths in traces spread by a factor of about two each way.
-_PRIOR_SHAPE = [math.exp(-0.5 * ((i - 6) / 3.0) ** 2) for i in range(13)]
-_PRIOR_TOTAL = sum(_PRIOR_SHAPE)
+_PRIOR_SHAPE: Final = [math.exp(-0.5 * ((i - 6) / 3.0) ** 2) for i in range(13)]
+_PRIOR_TOTAL: Final = sum(_PRIOR_SHAPE)
 
 Key = tuple[Any, ...]
 
@@ -36,7 +36,7 @@ def _bin_of(tokens: float) -> int:
     return min(max(round(math.log2(max(tokens, 1.0)) * PER_OCTAVE), 0), BINS - 1)
 
 
-_BIN_OF = bytes(_bin_of(tokens) for tokens in range(4096))  # of the usual lengths
+_BIN_OF: Final = bytes(_bin_of(tokens) for tokens in range(4096))  # of the usual lengths
 
 
 def _tokens_of(index: float) -> float:

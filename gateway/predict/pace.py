@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.core.flow import Placement
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gateway.predict.latency import Load
 
 # A pace is judged over at least this many tokens; fewer, and the step in progress when the window opened weighs too much.
-PACE_TOKENS = 8
-LONG_PACE_TOKENS = 400
+PACE_TOKENS: Final = 8
+LONG_PACE_TOKENS: Final = 400
 
 
 class Probe:

@@ -6,7 +6,7 @@ One object per process; serve.py and simulate/run.py make it and hand it to the 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.flow import Considered, Outcome, Placement, Prediction, Result, Ticket
 from gateway.core.instance import Instance
@@ -19,8 +19,8 @@ from gateway.predict.note import Note
 from gateway.predict.prefix import PrefixMemory
 from gateway.predict.prompts import PromptRatios
 
-STATE_VERSION = 1
-COMPLETED = Result.COMPLETED  # to look a member up costs more than all that is done with it
+STATE_VERSION: Final = 1
+COMPLETED: Final = Result.COMPLETED  # to look a member up costs more than all that is done with it
 
 
 class LearningPredictor:

@@ -1,17 +1,17 @@
 """Which prompt blocks an instance has read of late, so that the same beginning is predicted to cost less there.
 
-The gateway sees hashes of leading prompt blocks (never the text); engines keep such blocks in their KV cache, least recently used
+The gateway sees keyed hashes of leading prompt blocks (never the text); engines keep such blocks in their KV cache, least recently used
 first to go. This mirrors that with a bounded memory per instance, and learns how far an engine really profits: some run without a prefix
 cache, some share it with other gateways' traffic.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-BLOCK_TOKENS = 256  # what one hash stands for
-MAX_BLOCKS = 4096  # per instance, at most; at least half as many
-FIRST_TRUST = 0.7
+BLOCK_TOKENS: Final = 256  # what one hash stands for
+MAX_BLOCKS: Final = 4096  # per instance, at most; at least half as many
+FIRST_TRUST: Final = 0.7
 
 
 class Warmth:

@@ -6,13 +6,13 @@ Languages and tokenizers differ by a factor of three; one tenant's traffic to on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 # English prose with today's 100k-token vocabularies, JSON framing left out.
-TOKENS_PER_BYTE = 0.25
-MAX_KEYS = 20_000
-_SMOOTHING = 0.05
-SETTLED = 64  # samples
+TOKENS_PER_BYTE: Final = 0.25
+MAX_KEYS: Final = 20_000
+_SMOOTHING: Final = 0.05
+SETTLED: Final = 64  # samples
 
 
 class PromptRatios:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from math import exp, isfinite, log
 from operator import mul
-from typing import Any
+from typing import Any, Final
 
 # How far one sample of a duration lies from the truth, relative: the jitter of one engine step. It only sets how fast priors give way.
-NOISE_RATIO = 0.08
+NOISE_RATIO: Final = 0.08
 
 
 def _times(rows: list[list[float]], x: list[float]) -> list[float]:

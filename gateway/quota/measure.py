@@ -8,12 +8,13 @@ next look at the others (state/quota_shares), so that together they stay within 
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
-MINUTE_S = 60
+MINUTE_S: Final = 60
 # Amounts are kept by the whole second they were spent in: they return when all of it is a minute old.
-RETURNS_S = MINUTE_S + 1
+RETURNS_S: Final = MINUTE_S + 1
 # How fast the demand of a worker fades, by which wallets are divided: half of it after so many looks.
-FADING = 0.8
+FADING: Final = 0.8
 
 
 class Window:

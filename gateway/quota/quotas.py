@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.core.flow import Outcome, RefuseReason, Result, Ticket
 from gateway.openai.errors import NO_RETRY, ApiError, Headers, Kind
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 REQUESTS, TOKENS, CONCURRENT = "requests", "tokens", "concurrent"
 # SDKs ignore a Retry-After above two minutes and come back at once instead.
-MAX_WAIT_S = 120.0
-_MESSAGES = {
+MAX_WAIT_S: Final = 120.0
+_MESSAGES: Final = {
     REQUESTS: "The quota of this API key for requests a minute is used up.",
     TOKENS: "The quota of this API key for tokens a minute has no room for this request.",
     CONCURRENT: "This API key has as many requests running as its quota allows.",

@@ -6,7 +6,7 @@ Bodies of errors are worded by openai/errors.py; which fields there are, and wha
 from __future__ import annotations
 
 import http
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.core.flow import Endpoint, Tag
 from gateway.openai import errors
@@ -14,16 +14,18 @@ from gateway.openai import errors
 if TYPE_CHECKING:
     from gateway.openai.errors import ApiError
 
-_STATUS_LINES: dict[int, bytes] = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_STATUS_LINES: Final[dict[int, bytes]] = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
+}
 
-EVENT_STREAM = b"text/event-stream; charset=utf-8"
-JSON = b"application/json"
-WAIT_COMMENT = b": wait\n"  # no blank line behind it: it would end an event, and clients choke on empty ones
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
+JSON: Final = b"application/json"
+WAIT_COMMENT: Final = b": wait\n"  # no blank line behind it: it would end an event, and clients choke on empty ones
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # Combinations of (use case, class, why) are few; a `why` that varies without end must not fill memory.
-_MAX_TAGS = 2000
-_tags: dict[tuple[str, str, str], bytes] = {}
+_MAX_TAGS: Final = 2000
+_tags: Final[dict[tuple[str, str, str], bytes]] = {}
 
 
 def status_line(status: int) -> bytes:
@@ -31,7 +33,7 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-_SHORT_DURATIONS = [b"%.1f" % (tenths / 10.0) for tenths in range(100)]
+_SHORT_DURATIONS: Final = [b"%.1f" % (tenths / 10.0) for tenths in range(100)]
 
 
 def duration(seconds: float) -> bytes:
@@ -54,7 +56,7 @@ def tag_fields(tag: Tag) -> bytes:
 
 
 # The same, with where it ran.
-_placed: dict[tuple[str, str, str, str, str], bytes] = {}
+_placed: Final[dict[tuple[str, str, str, str, str], bytes]] = {}
 
 
 def placed_fields(tag: Tag, pool: str, degraded_from: str) -> bytes:

@@ -6,12 +6,12 @@ Which streams these are is the relay's and the configuration's choice. Ticks are
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from gateway.wire.upstream import EngineConnection
 
-SLOTS = 8
+SLOTS: Final = 8
 
 
 class Coalescer:

@@ -11,7 +11,7 @@ import logging
 from itertools import count
 from os import urandom
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.core.flow import (
     Endpoint,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slo_gateway")
 
-MAX_REQUEST_ID = 128
-_LAST_DIGITS = [b"%02x" % number for number in range(256)]
+MAX_REQUEST_ID: Final = 128
+_LAST_DIGITS: Final = [b"%02x" % number for number in range(256)]
 
 
 def _request_ids() -> Iterator[bytes]:
@@ -56,7 +56,7 @@ def _request_ids() -> Iterator[bytes]:
             yield most + last
 
 
-_ids = _request_ids()
+_ids: Final = _request_ids()
 
 
 class Exchange:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.config.load import is_loopback
 from gateway.core.flow import FailReason, Outcome, Placement, RefuseReason, Ticket
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slo_gateway")
 
-SWEEP_EVERY_S = 0.1
+SWEEP_EVERY_S: Final = 0.1
 
 
 class Front:

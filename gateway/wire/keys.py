@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.classify.explicit import ANYBODY, Tenant
 from gateway.openai.errors import ApiError, Kind
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.config.catalog import Catalog
     from gateway.config.settings import Settings
 
-MAX_KEY_BYTES = 256
+MAX_KEY_BYTES: Final = 256
 
 
 class Keys:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
     from gateway.wire.front import Front
 
-ENDPOINTS: dict[bytes, Endpoint] = {path: endpoint for endpoint, path in PATHS.items()}
+ENDPOINTS: Final[dict[bytes, Endpoint]] = {path: endpoint for endpoint, path in PATHS.items()}
 # What may lie behind a request that is being answered: the next ones, sent early. More is not read until they are due.
-MAX_BEHIND_BYTES = 64 * 1024
+MAX_BEHIND_BYTES: Final = 64 * 1024
 # The control endpoints take no bodies worth the name.
-MAX_CONTROL_BODY_BYTES = 64 * 1024
+MAX_CONTROL_BODY_BYTES: Final = 64 * 1024
 
 # So many different heads of one connection are remembered, each until the next.
-MAX_UNLIKE = 8
+MAX_UNLIKE: Final = 8
 
-_KINDS = {400: Kind.BAD_REQUEST, 414: Kind.URI_TOO_LONG, 431: Kind.HEADERS_TOO_LARGE}
-_NOT_HANDED_ON = frozenset((b"connection", b"upgrade", b"content-length", b"expect"))
-_LIMITS = {414: "request_line", 431: "header"}
+_KINDS: Final = {400: Kind.BAD_REQUEST, 414: Kind.URI_TOO_LONG, 431: Kind.HEADERS_TOO_LARGE}
+_NOT_HANDED_ON: Final = frozenset((b"connection", b"upgrade", b"content-length", b"expect"))
+_LIMITS: Final = {414: "request_line", 431: "header"}
 
 
 class ClientConnection(HttpToolsProtocol):

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.core.flow import FailReason, Outcome, Placement, Result
 from gateway.measure.stopwatch import Stopwatch, outcome_of
 from gateway.openai import errors
 from gateway.openai.frame import Frame
 from gateway.openai.framing import LAST_CHUNK, AnswerHead, ChunkedBody, FramingError, answer_head, chunk, find_head
-from gateway.openai.sse import Reader, usage_of
+from gateway.openai.sse import Reader, Used, usage_of
 from gateway.wire.answers import EVENT_STREAM, JSON, WAIT_COMMENT
 from gateway.wire.deadlines import Deadlines
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from gateway.wire.upstream import EngineConnection, Upstream
 
 MAX_HEAD_BYTES = MAX_ERROR_BYTES = 64 * 1024
-MAX_HELD_BYTES = 256 * 1024  # what an engine may send before its first content
-FIRST_LOOKS = 4  # chunks of a burst that are looked at one by one: a role, an empty delta, a first token
+MAX_HELD_BYTES: Final = 256 * 1024  # what an engine may send before its first content
+FIRST_LOOKS: Final = 4  # chunks of a burst that are looked at one by one: a role, an empty delta, a first token
 # Whole answers up to this size are looked through before they go on; larger ones (many embeddings) pass as they come.
-MAX_WHOLE_BYTES = 1024 * 1024
+MAX_WHOLE_BYTES: Final = 1024 * 1024
 
 
 class Relay:
@@ -94,7 +94,7 @@ class Relay:
         asks_usage = exchange.body.include_usage is None and not upstream.no_stream_options
         self._with_usage = asks_usage and exchange.body.stream
         parts = exchange.body.for_engine(served if served != exchange.body.model else None, True if asks_usage else None)
-        length = sum(map(len, parts))
+        length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         head = b"%b%bcontent-length: %d\r\n\r\n" % (upstream.head(exchange.endpoint), exchange.engine_fields(), length)
         if length < 16384:
             connection.transport.write(b"".join((head, *parts)))
@@ -332,7 +332,7 @@ class Relay:
 
     # ---- the end
 
-    def _outcome(self, usage: dict[str, int] | None) -> Outcome:
+    def _outcome(self, usage: Used | None) -> Outcome:
         return outcome_of(self.placement, self._watch, usage, monotonic())
 
     def _complete(self, outcome: Outcome, keep: bool) -> None:

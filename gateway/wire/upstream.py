@@ -11,19 +11,19 @@ import ipaddress
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 from gateway.core.flow import Endpoint, InstanceSpec
 
-PATHS: dict[Endpoint, bytes] = {
+PATHS: Final[dict[Endpoint, bytes]] = {
     Endpoint.CHAT: b"/v1/chat/completions",
     Endpoint.COMPLETIONS: b"/v1/completions",
     Endpoint.RESPONSES: b"/v1/responses",
     Endpoint.EMBEDDINGS: b"/v1/embeddings",
     Endpoint.MESSAGES: b"/v1/messages",
 }
-RESOLVE_EVERY_S = 10.0
+RESOLVE_EVERY_S: Final = 10.0
 
 
 class Holder(Protocol):
