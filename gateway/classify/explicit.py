@@ -19,7 +19,7 @@ from gateway.core.flow import Endpoint, Tag
 from gateway.openai.body import Body
 from gateway.openai.errors import ApiError, Kind
 
-FIM_MARKERS: Final = (b"<|fim_prefix|>", b"<fim_prefix>", b"<\\uff5cfim", b"<\xef\xbd\x9cfim", b"<PRE>", b"[SUFFIX]", b"<|fim_begin|>")
+FIM_MARKERS = (b"<|fim_prefix|>", b"<fim_prefix>", b"<\\uff5cfim", b"<\xef\xbd\x9cfim", b"<PRE>", b"[SUFFIX]", b"<|fim_begin|>")
 FIM_LOOK_BYTES: Final = 4096
 
 # Targets of one request, in milliseconds: our names, and those that peers' clients send already.

@@ -16,7 +16,7 @@ from typing import Final
 
 from gateway.core.flow import Request, Tag, Ticket
 
-AGES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0)
+AGES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0)
 # Most of those who come back should be let in; asking for more would send everybody away for minutes after every little jam.
 SURE_RATIO: Final = 0.8
 MEMORY_S: Final = 60.0

@@ -7,7 +7,7 @@ workers. Which request counts as what is decided in attainment.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -15,7 +15,7 @@ from gateway.core.flow import Outcome, Result
 from gateway.measure.histogram import Edges, Histogram
 from gateway.measure.packed import unpacked_counts, unpacked_tally
 
-COUNTERS: Final = (
+COUNTERS = (
     "completed",
     "attained",
     "attained_strict",
@@ -29,7 +29,7 @@ COUNTERS: Final = (
     "cached_tokens",
     "output_tokens",
 )
-HISTOGRAMS: Final = ("ttft", "itl", "tpot", "e2e", "queue")
+HISTOGRAMS = ("ttft", "itl", "tpot", "e2e", "queue")
 
 
 @dataclass(frozen=True, slots=True)

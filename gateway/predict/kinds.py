@@ -5,7 +5,7 @@ Instances of one kind share these; how far each differs from its kind is kept wi
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from gateway.predict.regression import RatioQuantiles, Regression
 
@@ -13,7 +13,7 @@ from gateway.predict.regression import RatioQuantiles, Regression
 # batch: what is sent there neither shares one nor waits for what was sent before.
 StepFacts = tuple[float, float, float, float]
 
-UNKNOWN_GPU: Final[StepFacts] = (15.0, 0.01, 0.2, 120.0)  # between an A100 and an L40S
+UNKNOWN_GPU: StepFacts = (15.0, 0.01, 0.2, 120.0)  # between an A100 and an L40S
 
 
 class KeyModel:
