@@ -274,11 +274,8 @@ class Placement:
         self.last_token_at_s = last_token_at_s
         self.features = None
         self.instance = None
-        self.context_tokens = 0
-        self.kv_tokens = 0
-        self.counted_tokens = 0
-        self.counted_at_s = 0.0
-        self.held_until_s = 0.0
+        self.context_tokens = self.kv_tokens = self.counted_tokens = 0
+        self.counted_at_s = self.held_until_s = 0.0
 
 
 @dataclass(slots=True, init=False)
@@ -379,11 +376,14 @@ class Lease:
 # ---- actions: what the core wants done. Plain classes, one `kind` check by type.
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Start:
     """Send this request to that instance now."""
 
     placement: Placement
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
 
 
 @dataclass(slots=True)

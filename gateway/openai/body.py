@@ -55,6 +55,7 @@ _LISTS: Final = frozenset((Endpoint.CHAT, Endpoint.MESSAGES))
 
 # Larger bodies are walked key by key: beside their size it costs nothing.
 _QUICK_BYTES: Final = 65536
+_NOTHING: Final = memoryview(b"")
 
 
 class Body:
@@ -96,7 +97,7 @@ class Body:
         self.slo_use_case: str | None = None  # metadata's
         self.slo_class: str | None = None
         self.has_suffix = False
-        self.prompt: memoryview = memoryview(b"")
+        self.prompt: memoryview = _NOTHING
         self.text_bytes = 0
         self.app = 0
         self.prefix_hashes: tuple[int, ...] = ()
@@ -363,10 +364,10 @@ def _recognise(body: Body, prompt: memoryview) -> None:
 
 def _app_of(start: bytes) -> int:
     """The fingerprint of the system text that messages begin with, the user's words left out; 0 when they begin with none."""
-    if start.find(b'"system"', 0, 200) < 0 and start.find(b'"developer"', 0, 200) < 0:
+    first = start[:200]
+    if b'"system"' not in first and b'"developer"' not in first:
         return 0
-    user = start.find(b'"user"')
-    return crc32(start[:user] if user > 0 else start) | 1
+    return crc32(start.partition(b'"user"')[0]) | 1
 
 
 def _prefix_hashes(prompt: bytes) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ class PromptRatios:
     def tokens(self, tenant: str, model: str, text_bytes: int) -> int:
         """Estimated prompt tokens of `text_bytes` bytes of text."""
         known = self._ratios.get((tenant, model)) or self._ratios.get(("", model))
-        return round(text_bytes * (known[0] if known else TOKENS_PER_BYTE)) or 1
+        return int(text_bytes * (known[0] if known else TOKENS_PER_BYTE) + 0.5) or 1
 
     def learn(self, tenant: str, model: str, text_bytes: int, prompt_tokens: int) -> None:
         """The engine counted `prompt_tokens` in `text_bytes`. Ratios no tokenizer has (an image in the body, say) are left out."""

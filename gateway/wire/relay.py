@@ -366,7 +366,7 @@ class Relay:
         if connection is None or connection.closed:
             return
         if keep and self._head is not None and self._head.keep_alive:
-            connection.give_back(monotonic())
+            connection.give_back(self._read_at_s)
         else:
             connection.abort()
 
