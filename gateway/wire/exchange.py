@@ -271,7 +271,7 @@ class Exchange:
 
     def engine_fields(self) -> bytes:
         """Header fields of the request that differ from request to request."""
-        fields = b"x-request-id: %b\r\n" % self._request_id
+        fields = b"x-request-id: " + self._request_id + b"\r\n"
         if self.traceparent:
             fields += b"traceparent: %b\r\n" % self.front.onward(self.traceparent, self._request_id.decode())
         if self.endpoint is Endpoint.MESSAGES:
@@ -286,7 +286,7 @@ class Exchange:
         ticket = placement.ticket
         head = self.head
         if length >= 0:
-            framing = b"content-length: %d\r\n" % length
+            framing = b"content-length: " + str(length).encode() + b"\r\n"
         elif head.http_1_0:
             framing = b""
         else:

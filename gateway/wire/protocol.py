@@ -306,7 +306,6 @@ class ClientConnection(HttpToolsProtocol):
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
-        self.server_state.total_requests += 1
         self.front.done(exchange)
         self._next(keep and exchange.head.keep_alive)
 

@@ -93,13 +93,13 @@ class Relay:
         served = upstream.spec.served_model or self.placement.model
         asks_usage = exchange.body.include_usage is None and not upstream.no_stream_options
         self._with_usage = asks_usage and exchange.body.stream
-        parts = exchange.body.for_engine(served if served != exchange.body.model else None, True if asks_usage else None)
+        parts = exchange.body.for_engine(None if served == exchange.body.model else served, asks_usage or None)
         length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
-        head = b"%b%bcontent-length: %d\r\n\r\n" % (upstream.head(exchange.endpoint), exchange.engine_fields(), length)
+        fields = exchange.engine_fields() + b"content-length: " + str(length).encode() + b"\r\n\r\n"
         if length < 16384:
-            connection.transport.write(b"".join((head, *parts)))
+            connection.transport.write(b"".join([upstream.head(exchange.endpoint), fields, *parts]))
         else:
-            connection.transport.writelines([head, *parts])
+            connection.transport.writelines([upstream.head(exchange.endpoint), fields, *parts])
 
     # ---- the engine answers
 
