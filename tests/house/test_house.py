@@ -44,6 +44,8 @@ def test_what_can_be_compiled_is_there_and_has_no_class_that_is_made_from_its_an
         for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             if module not in left_out:
                 assert not re.search(r"^class \w+\((?:msgspec\.Struct|\w*Model)\b", module.read_text(), re.MULTILINE), module
+                # The compiler loses the value of a constant that is several.
+                assert not re.search(r"^\w+: Final(?:\[\w+\])? = \((?!\()[^\n]*,", module.read_text(), re.MULTILINE), module
     assert all(path.exists() for path in left_out if path.name != "__init__.py")
 
 
