@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import TypeVar
 
 import msgspec
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,14 +18,8 @@ ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "inval
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`content` is plain data, a pydantic model, or lists and dicts of them."""
-    return Response(msgspec.json.encode(content, enc_hook=_plain), status, headers, media_type="application/json")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+    """`content` is plain data, a view, or lists and dicts of them."""
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 def error(status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> Response:

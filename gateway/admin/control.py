@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -32,6 +31,7 @@ from gateway.admin.views import (
     SharesView,
     SloReport,
     VersionView,
+    View,
     Views,
     WorkersView,
 )
@@ -52,7 +52,7 @@ class Endpoint:
     path: str
     about: str
     handle: Callable[[Views, Request], Awaitable[Response]]
-    answers: type[BaseModel] | None = None
+    answers: type[View] | None = None
     many: bool = False
     query: tuple[tuple[str, str, tuple[str, ...]], ...] = ()  # name, meaning, allowed values (none = any)
     errors: tuple[int, ...] = ()

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+import msgspec
 
 import gateway
 
@@ -52,13 +51,14 @@ OPEN_PATHS = {
 def describe(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """OpenAPI 3.1."""
     endpoints = tuple(endpoints)
-    models: list[type[BaseModel]] = [e.answers for e in endpoints if e.answers is not None]
-    references, schemas = models_json_schema([(model, "serialization") for model in models], ref_template="#/components/schemas/{model}")
+    models = list(dict.fromkeys(e.answers for e in endpoints if e.answers is not None))
+    told, schemas = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
+    references = dict(zip(models, told, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         schema: dict[str, Any] = {"type": "object"}
         if endpoint.answers is not None:
-            schema = references[(endpoint.answers, "serialization")]
+            schema = references[endpoint.answers]
         if endpoint.many:
             schema = {"type": "array", "items": schema}
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schema)
@@ -72,7 +72,7 @@ def describe(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         "info": {"title": "slo-gateway admin", "version": gateway.__version__},
         "paths": paths,
         "components": {
-            "schemas": {**schemas.get("$defs", {}), "Error": ERROR_SCHEMA},
+            "schemas": {**schemas, "Error": ERROR_SCHEMA},
             "securitySchemes": {"admin_key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"admin_key": []}],

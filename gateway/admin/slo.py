@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
+from msgspec.structs import replace
+
 from gateway.admin.views import CountedView, Counting, Latency, OtherCounts, SloReport, SloRow
 from gateway.core.flow import SloTargets
 from gateway.measure.attainment import CellKey
@@ -74,7 +76,7 @@ def _row(name: str, experience_class: str | None, tally: Tally, covered_s: float
     row = _counted(name, tally, covered_s)
     wanted = dict.fromkeys(HISTOGRAMS, None) if targets is None else _targets_of(targets)
     latencies = {kind: _latency(histogram, wanted[kind]) for kind, histogram in zip(HISTOGRAMS, tally.histograms, strict=True)}
-    return row.model_copy(update={"experience_class": experience_class, "latencies": latencies})
+    return replace(row, experience_class=experience_class, latencies=latencies)
 
 
 def _targets_of(targets: SloTargets) -> dict[str, float | None]:

@@ -7,9 +7,9 @@ durations in seconds, ratios 0..1, money in US dollars.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta, Struct
 
 from gateway.core.flow import SloTargets
 from gateway.measure.attainment import Attainment
@@ -17,20 +17,18 @@ from gateway.measure.tally import TallyEdges
 from gateway.measure.windows import Merged
 
 
-class View(BaseModel):
+class View(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A value that is read, never changed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class ModelView(View):
+class ModelView(View, frozen=True, kw_only=True):
     """A model that applications may ask for."""
 
     id: str
     aliases: tuple[str, ...] = ()
 
 
-class InstanceView(View):
+class InstanceView(View, frozen=True, kw_only=True):
     """One engine address and what runs on it now."""
 
     instance_id: str
@@ -39,81 +37,85 @@ class InstanceView(View):
     model: str
     gpu: str
     usd_per_hour: float
-    in_flight: int = Field(description="requests this gateway has there")
-    limit: int = Field(description="requests it may have there")
-    saturation_ratio: float = Field(description="in flight over limit, or the predictor's better knowledge; 1 is full")
+    in_flight: Annotated[int, Meta(description="requests this gateway has there")]
+    limit: Annotated[int, Meta(description="requests it may have there")]
+    saturation_ratio: Annotated[float, Meta(description="in flight over limit, or the predictor's better knowledge; 1 is full")]
     healthy: bool
-    draining: bool = Field(description="gets nothing new; what runs there finishes")
-    ejected_for_s: float = Field(default=0.0, description="left out after failures for this much longer")
-    unprefilled_tokens: int = Field(default=0, description="prompt tokens sent there that have no first token yet")
-    context_tokens: int = Field(default=0, description="prompt and output tokens of what runs there")
+    draining: Annotated[bool, Meta(description="gets nothing new; what runs there finishes")]
+    ejected_for_s: Annotated[float, Meta(description="left out after failures for this much longer")] = 0.0
+    unprefilled_tokens: Annotated[int, Meta(description="prompt tokens sent there that have no first token yet")] = 0
+    context_tokens: Annotated[int, Meta(description="prompt and output tokens of what runs there")] = 0
 
 
-class QueueView(View):
+class QueueView(View, frozen=True, kw_only=True):
     """One queue: the requests of a class for a model that wait for a slot."""
 
     model: str
     experience_class: str
     requests: int
     bytes: int
-    oldest_s: float = Field(description="how long the oldest has waited")
-    late: int = Field(default=0, description="of these, requests that can no longer meet their SLO")
+    oldest_s: Annotated[float, Meta(description="how long the oldest has waited")]
+    late: Annotated[int, Meta(description="of these, requests that can no longer meet their SLO")] = 0
 
 
-class LeaseView(View):
+class LeaseView(View, frozen=True, kw_only=True):
     """What this worker may use of one instance."""
 
     instance_id: str
-    slots: int = Field(description="requests this worker may have there now")
-    in_flight: int = Field(description="requests it has there")
-    others_in_flight: int = Field(description="requests other workers have there, as they last said")
-    limit: int = Field(description="requests all of them together may have there")
+    slots: Annotated[int, Meta(description="requests this worker may have there now")]
+    in_flight: Annotated[int, Meta(description="requests it has there")]
+    others_in_flight: Annotated[int, Meta(description="requests other workers have there, as they last said")]
+    limit: Annotated[int, Meta(description="requests all of them together may have there")]
 
 
-class QuotaView(View):
+class QuotaView(View, frozen=True, kw_only=True):
     """One limit of one quota."""
 
-    quota: str = Field(description="the key's id, or the key's id and a class: `id/class`")
-    measure: str = Field(description="requests or tokens (a minute), or concurrent")
+    quota: Annotated[str, Meta(description="the key's id, or the key's id and a class: `id/class`")]
+    measure: Annotated[str, Meta(description="requests or tokens (a minute), or concurrent")]
     limit: int
-    remaining: int = Field(description="of the limit, as far as this worker knows of all")
-    used: int = Field(description="by this worker, in the last minute or right now")
-    wallet: int | None = Field(description="what this worker may spend until it next looks at the others; none when there are no others")
+    remaining: Annotated[int, Meta(description="of the limit, as far as this worker knows of all")]
+    used: Annotated[int, Meta(description="by this worker, in the last minute or right now")]
+    wallet: Annotated[
+        int | None, Meta(description="what this worker may spend until it next looks at the others; none when there are no others")
+    ]
 
 
-class StoreView(View):
+class StoreView(View, frozen=True, kw_only=True):
     """How the shared state does, by its latest answer."""
 
-    where: str = Field(description="its address, without secrets")
-    connected: bool = Field(description="did it answer the latest call")
-    silent_s: float | None = Field(description="how long ago it last answered; none when it never has")
+    where: Annotated[str, Meta(description="its address, without secrets")]
+    connected: Annotated[bool, Meta(description="did it answer the latest call")]
+    silent_s: Annotated[float | None, Meta(description="how long ago it last answered; none when it never has")]
     calls: int
-    errors: int = Field(description="of these calls, how many came to nothing")
+    errors: Annotated[int, Meta(description="of these calls, how many came to nothing")]
     last_error: str
 
 
-class SharesView(View):
+class SharesView(View, frozen=True, kw_only=True):
     """What this worker may use of what it shares with others."""
 
-    state: str = Field(description="alone: nothing is shared; shared; lost: the store has not answered for longer than a lease stands")
-    when_lost: str = Field(description="open: a fixed share goes on; closed: requests are refused until the store is back")
-    workers: int = Field(description="that were there at the last answer, this one included")
-    worker: str = Field(description="this one's name")
-    controller: bool = Field(description="is this the worker that does what only one may do")
-    store: StoreView | None = Field(description="none when nothing is shared")
-    leases: tuple[LeaseView, ...] = Field(description="empty when nothing is shared: each limit is this worker's alone")
+    state: Annotated[
+        str, Meta(description="alone: nothing is shared; shared; lost: the store has not answered for longer than a lease stands")
+    ]
+    when_lost: Annotated[str, Meta(description="open: a fixed share goes on; closed: requests are refused until the store is back")]
+    workers: Annotated[int, Meta(description="that were there at the last answer, this one included")]
+    worker: Annotated[str, Meta(description="this one's name")]
+    controller: Annotated[bool, Meta(description="is this the worker that does what only one may do")]
+    store: Annotated[StoreView | None, Meta(description="none when nothing is shared")]
+    leases: Annotated[tuple[LeaseView, ...], Meta(description="empty when nothing is shared: each limit is this worker's alone")]
     quotas: tuple[QuotaView, ...]
 
 
-class ReloadView(View):
+class ReloadView(View, frozen=True, kw_only=True):
     """What a reload did. On failure the old configuration goes on."""
 
     ok: bool
-    changed: tuple[str, ...] = Field(default=(), description="what is different now, one sentence each")
-    problems: tuple[str, ...] = Field(default=(), description="why the file was refused: file:line:column, what, and what was expected")
+    changed: Annotated[tuple[str, ...], Meta(description="what is different now, one sentence each")] = ()
+    problems: Annotated[tuple[str, ...], Meta(description="why the file was refused: file:line:column, what, and what was expected")] = ()
 
 
-class VersionView(View):
+class VersionView(View, frozen=True, kw_only=True):
     """What runs here."""
 
     version: str
@@ -125,58 +127,62 @@ class VersionView(View):
     config_hash: str = ""
 
 
-class WorkerView(View):
+class WorkerView(View, frozen=True, kw_only=True):
     """One worker process of this gateway."""
 
-    worker: str = Field(description="its number, 0 and up; who takes its place has the same")
+    worker: Annotated[str, Meta(description="its number, 0 and up; who takes its place has the same")]
     pid: int
-    state: str = Field(description="starting, serving, silent (does not answer), or retiring: takes nothing new and ends with what it has")
-    ready: bool = Field(description="does it take connections, and does an engine answer")
-    name: str = Field(description="as /admin/shares and the shared state know it")
-    instance_id: str = Field(description="its service.instance.id in OpenTelemetry; empty when the SDK chose one")
+    state: Annotated[
+        str, Meta(description="starting, serving, silent (does not answer), or retiring: takes nothing new and ends with what it has")
+    ]
+    ready: Annotated[bool, Meta(description="does it take connections, and does an engine answer")]
+    name: Annotated[str, Meta(description="as /admin/shares and the shared state know it")]
+    instance_id: Annotated[str, Meta(description="its service.instance.id in OpenTelemetry; empty when the SDK chose one")]
     version: str
     started_unix_s: float
     connections: int
-    in_flight: int = Field(description="requests it has on engines")
-    loop_lag_s: float = Field(description="how late its timers were of late, at worst")
+    in_flight: Annotated[int, Meta(description="requests it has on engines")]
+    loop_lag_s: Annotated[float, Meta(description="how late its timers were of late, at worst")]
 
 
-class LostView(View):
+class LostView(View, frozen=True, kw_only=True):
     """A worker that ended without a last word."""
 
     worker: str
     pid: int
     ended_unix_s: float
-    status: int = Field(description="exit status, negative for a signal")
-    missing_s: float = Field(description="at most this much of what it counted before it ended is missing; its requests in flight are lost")
+    status: Annotated[int, Meta(description="exit status, negative for a signal")]
+    missing_s: Annotated[
+        float, Meta(description="at most this much of what it counted before it ended is missing; its requests in flight are lost")
+    ]
 
 
-class WorkersView(View):
+class WorkersView(View, frozen=True, kw_only=True):
     """The processes of this gateway."""
 
     configured: int
-    serving: int = Field(description="that take connections now")
-    restarts: dict[str, int] = Field(description="since the gateway started: crash, upgrade")
-    changing: str = Field(description="what is under way: upgrade or reload, or nothing")
+    serving: Annotated[int, Meta(description="that take connections now")]
+    restarts: Annotated[dict[str, int], Meta(description="since the gateway started: crash, upgrade")]
+    changing: Annotated[str, Meta(description="what is under way: upgrade or reload, or nothing")]
     workers: tuple[WorkerView, ...]
-    lost: tuple[LostView, ...] = Field(description="the last sixteen")
+    lost: Annotated[tuple[LostView, ...], Meta(description="the last sixteen")]
 
 
-class RestartView(View):
+class RestartView(View, frozen=True, kw_only=True):
     """What became of the wish to replace all workers. On failure those that were there go on."""
 
     ok: bool
     problem: str = ""
 
 
-class DrainView(View):
+class DrainView(View, frozen=True, kw_only=True):
     """The state of an instance after it was told to drain or to come back."""
 
     instance_id: str
     draining: bool
 
 
-class Latency(View):
+class Latency(View, frozen=True, kw_only=True):
     """Percentiles of one latency. `target_s` is there when all requests in the row were promised the same."""
 
     samples: int
@@ -184,62 +190,62 @@ class Latency(View):
     p95_s: float | None = None
     p99_s: float | None = None
     target_s: float | None = None
-    within_ratio: float | None = Field(default=None, description="share of samples within the target, exact")
+    within_ratio: Annotated[float | None, Meta(description="share of samples within the target, exact")] = None
 
 
-class SloRow(View):
+class SloRow(View, frozen=True, kw_only=True):
     """What one class, use case, pool or tenant got."""
 
     name: str
-    experience_class: str | None = Field(default=None, description="when the row is a use case: the class of its requests, if it is one")
-    offered: int = Field(description="completed + refused + failed; what attainment is over")
+    experience_class: Annotated[str | None, Meta(description="when the row is a use case: the class of its requests, if it is one")] = None
+    offered: Annotated[int, Meta(description="completed + refused + failed; what attainment is over")]
     completed: int
     attained: int
-    attained_ratio: float | None = Field(description="attained over offered; none when nothing was offered")
-    attained_strict_ratio: float | None = Field(description="the same with the p95 of a request's own gaps instead of its TPOT")
-    burn_rate: float | None = Field(
-        description="share that did not attain over the share that may: above 1 the promise breaks if this goes on"
-    )
-    goodput_per_s: float = Field(description="attained requests a second")
-    missed: dict[str, int] = Field(description="completed requests that missed: ttft, itl, e2e; one may miss several")
-    refused: dict[str, int] = Field(description="by reason")
-    failed: dict[str, int] = Field(description="by reason")
-    client_gone: int = Field(description="left by the client; not offered")
-    client_error: int = Field(description="the caller's own mistakes, as an engine said; not offered")
-    degraded: int = Field(description="took a looser class instead of a refusal")
+    attained_ratio: Annotated[float | None, Meta(description="attained over offered; none when nothing was offered")]
+    attained_strict_ratio: Annotated[float | None, Meta(description="the same with the p95 of a request's own gaps instead of its TPOT")]
+    burn_rate: Annotated[
+        float | None, Meta(description="share that did not attain over the share that may: above 1 the promise breaks if this goes on")
+    ]
+    goodput_per_s: Annotated[float, Meta(description="attained requests a second")]
+    missed: Annotated[dict[str, int], Meta(description="completed requests that missed: ttft, itl, e2e; one may miss several")]
+    refused: Annotated[dict[str, int], Meta(description="by reason")]
+    failed: Annotated[dict[str, int], Meta(description="by reason")]
+    client_gone: Annotated[int, Meta(description="left by the client; not offered")]
+    client_error: Annotated[int, Meta(description="the caller's own mistakes, as an engine said; not offered")]
+    degraded: Annotated[int, Meta(description="took a looser class instead of a refusal")]
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
-    latencies: dict[str, Latency] = Field(description="ttft, itl, tpot, e2e, queue; empty for tenants")
+    latencies: Annotated[dict[str, Latency], Meta(description="ttft, itl, tpot, e2e, queue; empty for tenants")]
 
 
-class SilentView(View):
+class SilentView(View, frozen=True, kw_only=True):
     """A worker that fell silent without a last word: killed, or cut off from the shared state."""
 
     worker: str
     silent_s: float
-    missing_s: float = Field(description="at most this much of what it counted before is missing; what it counted since is, too")
+    missing_s: Annotated[float, Meta(description="at most this much of what it counted before is missing; what it counted since is, too")]
 
 
-class CountedView(View):
+class CountedView(View, frozen=True, kw_only=True):
     """Whose counts an answer is made of."""
 
-    workers: int = Field(description="that are there now and are counted, this one included")
-    gone: int = Field(description="workers that are no more, but did count something in this time")
-    oldest_s: float = Field(description="how old the oldest word of those that are there is; 0 when this worker is alone")
+    workers: Annotated[int, Meta(description="that are there now and are counted, this one included")]
+    gone: Annotated[int, Meta(description="workers that are no more, but did count something in this time")]
+    oldest_s: Annotated[float, Meta(description="how old the oldest word of those that are there is; 0 when this worker is alone")]
     silent: tuple[SilentView, ...] = ()
-    unreachable: str = Field(default="", description="why only this worker is counted although there may be others")
+    unreachable: Annotated[str, Meta(description="why only this worker is counted although there may be others")] = ""
 
 
-class SloReport(View):
+class SloReport(View, frozen=True, kw_only=True):
     """Attainment and latencies over the last `covered_s` seconds."""
 
-    window_s: float = Field(description="what was asked for")
-    covered_s: float = Field(description="what the answer covers: whole windows of ten seconds or a minute, and the open one")
+    window_s: Annotated[float, Meta(description="what was asked for")]
+    covered_s: Annotated[float, Meta(description="what the answer covers: whole windows of ten seconds or a minute, and the open one")]
     by: str
-    objective_ratio: float = Field(0.95, description="attainment that is promised")
+    objective_ratio: Annotated[float, Meta(description="attainment that is promised")] = 0.95
     counted: CountedView
-    usd_per_hour: float = Field(description="what all instances cost")
+    usd_per_hour: Annotated[float, Meta(description="what all instances cost")]
     rows: tuple[SloRow, ...]
     total: SloRow
 
@@ -314,8 +320,8 @@ class Views(Protocol):
         """The decisions about one request (core/trail), None when it is unknown or forgotten."""
         ...
 
-    def config(self) -> dict[str, Any]:
-        """The configuration in force, defaults included, secrets redacted."""
+    def config(self) -> object:
+        """The configuration in force as JSON (msgspec.Raw), defaults included, secrets redacted."""
         ...
 
     async def reload(self) -> ReloadView: ...

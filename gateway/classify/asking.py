@@ -8,6 +8,7 @@ from gateway.classify.explicit import ANYBODY, Classifier
 from gateway.classify.learned import Learned, learned_of
 from gateway.classify.model import Model
 from gateway.config.load import load, shipped_catalog
+from gateway.config.reading import read_as
 from gateway.config.settings import Classify, Limits, Settings
 from gateway.core.flow import Endpoint, Tag
 from gateway.openai import body as bodies
@@ -76,9 +77,10 @@ class Asking:
 
 def defaults() -> Settings:
     """A configuration that says nothing of classification; its pool is never reached."""
-    return Settings.model_validate(
+    return read_as(
+        Settings,
         {
             "models": [{"name": "m"}],
             "pools": {"none": {"tier": "cost", "model": "m", "instances": ["http://127.0.0.1:1"]}},
-        }
+        },
     )

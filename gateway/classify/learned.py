@@ -18,7 +18,7 @@ from gateway.classify.features import features
 from gateway.classify.model import KINDS, Model
 from gateway.classify.verdict import Judge, Judged, verdict_of
 from gateway.config.catalog import Catalog
-from gateway.config.load import Loaded
+from gateway.config.loaded import Loaded
 from gateway.config.settings import Classify
 from gateway.openai.body import Body
 from gateway.openai.chat import MAX_INT

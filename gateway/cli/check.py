@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from gateway.config.load import Finding
+    from gateway.config.loaded import Finding
 
 
 @click.command()
@@ -23,7 +23,8 @@ def command(file: str | None, as_json: bool, strict: bool) -> None:
     slo-gateway check config/gateway.yaml
     """
     from gateway.config.check import warnings
-    from gateway.config.load import ConfigError, load
+    from gateway.config.load import load
+    from gateway.config.loaded import ConfigError
 
     errors: list[Finding] = []
     warned: list[Finding] = []

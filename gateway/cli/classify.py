@@ -34,7 +34,7 @@ def command(file: BinaryIO, config: str | None, endpoint: str, model_file: str |
     """
     from gateway.classify.asking import Asking, RowError
     from gateway.classify.model import ModelError
-    from gateway.config.load import ConfigError
+    from gateway.config.loaded import ConfigError
 
     try:
         asking = Asking.of(config, model_file, remember)

@@ -20,9 +20,9 @@ def schema() -> None:
     slo-gateway config schema > gateway.schema.json
     # yaml-language-server: $schema=gateway.schema.json      (first line of gateway.yaml: completion in editors)
     """
-    from gateway.config.settings import Settings
+    from gateway.config.reference import schema as described
 
-    click.echo(json.dumps(Settings.model_json_schema(by_alias=True), indent=2))
+    click.echo(json.dumps(described(), indent=2))
 
 
 @command.command()

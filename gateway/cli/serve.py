@@ -6,12 +6,9 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from gateway.config.load import Loaded
 
 BAD_CONFIG, USAGE = 78, 2
 GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"  # config/oneline.py's, which --help does not wait to import
@@ -46,8 +43,7 @@ def command(
 
     A file that changes is taken over while the gateway runs (so is one after SIGHUP); a wrong one is refused, and the old one goes on.
     """
-    from gateway.config.load import ConfigError, is_loopback, load
-    from gateway.config.oneline import loaded_from_args
+    from gateway.serve.reader import Reader
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     for quiet in ("httpx", "httpcore", "asyncio", "uvicorn.error"):  # the last says everything twice: there are two ports
@@ -58,23 +54,21 @@ def command(
     if file is None and bool(model) != bool(pools):
         raise click.UsageError("without a FILE, --model and at least one --pool are needed")
 
-    def read() -> Loaded:
-        loaded = load(file)
-        if any(value is not None for value in (port, host, admin_port, mode, workers, state)):
-            loaded = _changed(loaded, port, host, admin_port, mode, workers, state)
-        return loaded
+    over: dict[str, Any] = {"port": port, "host": host, "admin_port": admin_port, "mode": mode, "workers": workers, "state": state}
+    reader = Reader(file, over, model, pools)
+    read = reader.begin()
+    from gateway.config.loaded import ConfigError, is_loopback
+
+    if workers in (None, 1):
+        pass  # in the meantime; for several workers there is little to import
 
     try:
-        if model:
-            loaded = loaded_from_args(model, pools, port=port, host=host, admin_port=admin_port, mode=mode, workers=workers, state=state)
-            reload = None
-        else:
-            loaded = read()
-            reload = read
+        loaded = read()
     except ConfigError as error:
         for finding in error.findings:
             click.echo(str(finding), err=True)
         sys.exit(BAD_CONFIG)
+    reload = None if model else reader
     settings = loaded.settings
     if not settings.keys and not is_loopback(settings.listen.host):
         log.warning("no keys are configured and %s is not loopback: everybody who can connect may use the GPUs", settings.listen.host)
@@ -108,36 +102,6 @@ def command(
         click.echo(f"cannot listen on {settings.listen.host}:{settings.listen.port} or {settings.admin.port}: {error.strerror}", err=True)
         sys.exit(USAGE)
     sys.exit(status)
-
-
-def _changed(
-    loaded: Loaded,
-    port: int | None,
-    host: str | None,
-    admin_port: int | None,
-    mode: str | None,
-    workers: int | None,
-    state: str | None,
-) -> Loaded:
-    """The file's settings with the command line's on top."""
-    from dataclasses import replace
-
-    from gateway.config.load import ConfigError, Finding
-    from gateway.config.state_url import parse_state_url
-    from gateway.core.flow import Mode
-
-    settings = loaded.settings
-    listen = settings.listen.model_copy(update={k: v for k, v in (("port", port), ("host", host)) if v is not None})
-    admin = settings.admin.model_copy(update={"port": admin_port} if admin_port is not None else {})
-    update: dict[str, object] = {"listen": listen, "admin": admin} | ({"mode": Mode(mode)} if mode is not None else {})
-    update |= {"workers": workers} if workers is not None else {}
-    if state is not None:
-        try:
-            parse_state_url(state)
-        except ValueError as wrong:
-            raise ConfigError([Finding("(arguments)", None, "--state", f"expected {wrong}")]) from None
-        update["state"] = settings.state.model_copy(update={"url": state})
-    return replace(loaded, settings=settings.model_copy(update=update))
 
 
 class FileWatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def _suite(name: str, policies: tuple[str, ...], workers: int, as_json: bool) ->
         kept = tuple(entry for entry in suite.entries() if entry.title in policies or entry.policy in policies)
         if not kept:
             raise ValueError(f"the suite has none of {', '.join(policies)}; it has {', '.join(e.title for e in suite.entries())}")
-        suite = suite.model_copy(update={"policies": kept})
+        suite = replace(suite, policies=kept)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task(suite.title or name, total=None)

@@ -1,17 +1,15 @@
 """From settings and catalogue to the plain values of the core: what it decides by, and the instances it decides about.
 
-The core never sees pydantic. Nothing here checks names: config/load.py has done so for every file.
+The core never sees the configuration's classes. Nothing here checks names: config/load.py has done so for every file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.catalog import Catalog
 from gateway.config.gpus import REMOTE_API, Gpus, StepTimes, shipped_gpus
-from gateway.config.quantities import ConfigModel
 from gateway.config.settings import Settings
 from gateway.core.flow import ClassPolicy, CoreSettings, EngineKind, InstanceSpec, QueueLimits
 
@@ -100,27 +98,3 @@ def address(url: str) -> str:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"{(parts.hostname or '').lower()}:{port}{parts.path.rstrip('/')}"
-
-
-def catalog_with(catalog: Catalog, settings: Settings) -> Catalog:
-    """The catalogue with a site's changes. pydantic.ValidationError when a new use case is incomplete."""
-    if not settings.use_cases and not settings.classes:
-        return catalog
-    data = catalog.model_dump()
-    for id_, use_case in settings.use_cases.items():
-        data["use_cases"][id_] = _merged(data["use_cases"].get(id_, {"title": id_}), _said(use_case))
-    for id_, class_ in settings.classes.items():
-        if id_ in data["classes"]:
-            data["classes"][id_] = _merged(data["classes"][id_], _said(class_))
-    return Catalog.model_validate(data)
-
-
-def _said(change: ConfigModel) -> dict[str, Any]:
-    return change.model_dump(exclude_unset=True)
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """`new` over `old`, key by key; a range is replaced whole, since a limit says nothing without its target."""
-    if not isinstance(old, dict) or not isinstance(new, dict) or "target_s" in new:
-        return new
-    return old | {key: _merged(old.get(key), value) for key, value in new.items()}

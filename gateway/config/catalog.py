@@ -1,18 +1,34 @@
 """The catalogue: traffic profiles, use cases, experience classes and tiers, as data, and the tag each (use case, class) pair gives.
 
-The values are in config/catalog.yaml; a site's own changes come from its gateway.yaml (build.catalog_with). What a request *is* is
+The values are in config/catalog.yaml; a site's own changes come from its gateway.yaml (changes.catalog_with). What a request *is* is
 decided by classify; here is only what follows from that: class, rank, targets, preferred tiers.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
-
-from gateway.config.quantities import Bytes, ConfigModel, Count, Factor, Flag, Name, PositiveCount, PositiveSeconds, Ratio, Seconds, Text
+from gateway.config.quantities import (
+    SOME,
+    Bytes,
+    ConfigModel,
+    Count,
+    Factor,
+    Flag,
+    Name,
+    PositiveCount,
+    PositiveSeconds,
+    Ratio,
+    Rule,
+    Seconds,
+    Text,
+)
 from gateway.core.flow import SloTargets, Tag
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 
 class Profile(ConfigModel):
@@ -34,16 +50,24 @@ class E2eTarget(ConfigModel):
     limit_s: PositiveSeconds | None = None
     """what alerts; the target when left out"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_value(cls, value: Any) -> Any:
-        return value if isinstance(value, dict | E2eTarget) else {"target": value}
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def __post_init__(self) -> None:
         if self.limit_s is not None and self.limit_s < self.target_s:
             raise ValueError("a limit that is not below its target")
-        return self
+
+
+class _OneValue:
+    """A bare duration is its target."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self._whole, handler(source))
+
+    def _whole(self, value: Any) -> Any:
+        return value if isinstance(value, dict | E2eTarget) else {"target": value}
+
+
+E2e = Annotated[E2eTarget, _OneValue()]
 
 
 class Targets(ConfigModel):
@@ -53,7 +77,7 @@ class Targets(ConfigModel):
     """last byte of the request read to first content token sent"""
     itl_s: PositiveSeconds
     """gap between two tokens"""
-    e2e: E2eTarget
+    e2e: E2e
     """last byte of the request read to last byte sent: a duration, or `{target, limit}` for a range"""
 
     @property
@@ -69,7 +93,7 @@ class Tolerance(ConfigModel):
     """last byte of the request read to first content token sent, p95"""
     itl_s: PositiveSeconds
     """gap between two tokens, p95"""
-    e2e: E2eTarget | None = None
+    e2e: E2e | None = None
     """whole answer, p95; the longest of the class's own use cases when left out"""
 
 
@@ -100,7 +124,7 @@ class ExperienceClass(ConfigModel):
     worth: Factor = 1.0
     """how many times over others pay for delaying its answers, where those stream most; above 1 keeps up to a third of alike
     instances for it while it is busy"""
-    tiers: tuple[Name, ...] = Field(min_length=1)
+    tiers: Annotated[tuple[Name, ...], SOME]
     """preferred first"""
     refusable: Flag = True
     """false: it waits rather than being told to come back, within its queue's bounds"""
@@ -137,7 +161,7 @@ class Batch(ConfigModel):
 class Forming(ConfigModel):
     """Holding starts back a little, so that they batch."""
 
-    window_s: Seconds = Field(le=10.0)
+    window_s: Annotated[Seconds, Rule(le=10.0)]
     """the longest a start is held back, never past what its promise allows"""
     min: PositiveCount
     """at this many in flight nothing is held back"""
@@ -148,7 +172,7 @@ class Tier(ConfigModel):
 
     title: Text
     """name for people"""
-    gpus: tuple[Name, ...] = Field(min_length=1)
+    gpus: Annotated[tuple[Name, ...], SOME]
     """what counts as this tier"""
     goal: Text
     """what it is for"""
@@ -161,13 +185,13 @@ class Tier(ConfigModel):
 class Catalog(ConfigModel):
     """All of it. Tags are worked out once, when the catalogue is built."""
 
-    profiles: dict[Name, Profile] = Field(min_length=1)
+    profiles: Annotated[dict[Name, Profile], SOME]
     """kinds of traffic by id"""
-    classes: dict[Name, ExperienceClass] = Field(min_length=1)
+    classes: Annotated[dict[Name, ExperienceClass], SOME]
     """experience classes by id"""
-    use_cases: dict[Name, UseCase] = Field(min_length=1)
+    use_cases: Annotated[dict[Name, UseCase], SOME]
     """use cases by id"""
-    tiers: dict[Name, Tier] = Field(min_length=1)
+    tiers: Annotated[dict[Name, Tier], SOME]
     """kinds of hardware by id, dearest first"""
 
     @cached_property

@@ -10,7 +10,8 @@ from math import inf
 
 from gateway.config.catalog import UseCase
 from gateway.config.gpus import Gpus, StepTimes, shipped_gpus
-from gateway.config.load import Finding, Loaded, dotted, is_loopback, nearest_name
+from gateway.config.loaded import Finding, Loaded, dotted, is_loopback
+from gateway.config.mistakes import nearest_name
 from gateway.config.settings import Pool
 from gateway.config.state_server import SERVER_REMEDY, server_binary
 

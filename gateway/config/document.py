@@ -6,21 +6,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from gateway.config.loaded import Place
+
 MAX_FILE_BYTES = 4 * 1024**2
 MAX_DEPTH = 32
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\$\{")
-
-
-class Place(NamedTuple):
-    """Where something stands, counted from 1."""
-
-    line: int
-    column: int
 
 
 class DocumentError(Exception):

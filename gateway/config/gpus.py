@@ -9,12 +9,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field
-
-from gateway.config.quantities import Bytes, ConfigModel, Money, Name
+from gateway.config.quantities import SOME, Bytes, ConfigModel, Money, Name, Rule
 from gateway.config.shipped import shipped
 
-Milliseconds = Annotated[float, Field(strict=True, ge=0, le=10**5)]
+Milliseconds = Annotated[float, Rule(strict=True, ge=0, le=10**5)]
 
 
 class StepTimes(ConfigModel):
@@ -52,9 +50,9 @@ class Gpu(ConfigModel):
 
     name: str = ""
     aliases: tuple[Name, ...] = ()
-    memory_bytes: Bytes = Field(alias="memory")
+    memory_bytes: Bytes
     usd_per_hour: Money
-    steps: dict[Name, StepTimes] = Field(min_length=1)
+    steps: Annotated[dict[Name, StepTimes], SOME]
 
     def step_times(self, engine_config: str = "") -> StepTimes | None:
         """Of the one named in `engine_config` (`w8`, `vllm-w4`; fp16 when it names none); None when it does not fit or is unknown."""
@@ -91,8 +89,10 @@ REMOTE_API = StepTimes(a=15.0, b=0.0, c=0.0, d=60.0)
 def shipped_gpus() -> Gpus:
     """The table that comes with the gateway."""
     from gateway.config.document import plain_yaml
+    from gateway.config.reading import read_as
 
-    data: Any = plain_yaml(shipped("gpus.yaml"))
+    path = shipped("gpus.yaml")
+    data: Any = plain_yaml(path)
     for name, gpu in data["gpus"].items():
         gpu["name"] = name
-    return Gpus.model_validate(data, context={"from_file": True})
+    return read_as(Gpus, data, path.parent)

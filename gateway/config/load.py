@@ -6,57 +6,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gateway.config import sentence_model
-from gateway.config.build import catalog_with
 from gateway.config.catalog import Catalog
-from gateway.config.document import Document, DocumentError, Place, plain_yaml, read
+from gateway.config.changes import catalog_with
+from gateway.config.document import Document, DocumentError, plain_yaml, read
+from gateway.config.gpus import shipped_gpus
+from gateway.config.loaded import ConfigError, Finding, Loaded, Place, dotted, is_loopback
+from gateway.config.mistakes import UNKNOWN_KEY, in_words, nearest_name, told
+from gateway.config.reading import read_as, shown
 from gateway.config.settings import Settings, State, Upstream
 from gateway.config.shipped import policy_names, shipped
 
 FORBIDDEN_HOSTS = ("metadata.google.internal", "169.254.169.254", "fd00:ec2::254", "100.100.100.200")
-
-
-class Finding(NamedTuple):
-    """One mistake, or one warning. `nearest` is the right name that was probably meant, "" when none is near."""
-
-    file: str
-    place: Place | None
-    path: str
-    message: str
-    nearest: str = ""
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.place.line}:{self.place.column}" if self.place else self.file
-        text = f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
-        return f"{text}; did you mean '{self.nearest}'?" if self.nearest else text
-
-
-class ConfigError(Exception):
-    """The configuration is wrong; `findings` are all that is wrong with it."""
-
-    def __init__(self, findings: list[Finding]) -> None:
-        super().__init__("\n".join(str(finding) for finding in findings))
-        self.findings = findings
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A configuration that holds together. `catalog` has the site's changes in it; `digest` is of everything that was read."""
-
-    settings: Settings
-    catalog: Catalog
-    digest: str
-    path: Path | None
-    document: Document | None = None
 
 
 def load(path: str | Path | None = None) -> Loaded:
@@ -75,9 +43,9 @@ def load(path: str | Path | None = None) -> Loaded:
         findings.append(Finding(str(file), Place(1, 1), "", "expected keys such as models and pools"))
     else:
         try:
-            settings = Settings.model_validate(document.data, context={"from_file": True, "folder": file.parent})
+            settings = read_as(Settings, document.data, file.parent)
         except ValidationError as error:
-            findings += _findings(error, document, Settings)
+            findings += told(error, document, Settings)
             findings += _behind(error, document, file)
     if settings is None:
         raise ConfigError(sorted(findings, key=lambda f: f.place or Place(0, 0)))
@@ -96,7 +64,7 @@ def _behind(error: ValidationError, document: Document, file: Path) -> list[Find
         path = list(one["loc"])
         if one["type"] == "missing":
             path.pop()
-        if not path or (path[0] in _LOOKED_UP and one["type"] != "extra_forbidden"):
+        if not path or (path[0] in _LOOKED_UP and one["type"] != UNKNOWN_KEY):
             return []
         here: Any = data
         part: Any
@@ -106,7 +74,7 @@ def _behind(error: ValidationError, document: Document, file: Path) -> list[Find
         if isinstance(here, dict):
             here.pop(path[-1], None)
     try:
-        rest = Settings.model_validate(data, context={"from_file": True, "folder": file.parent})
+        rest = read_as(Settings, data, file.parent)
         _joined(rest, file, document, [])
     except ValidationError:
         return []
@@ -134,7 +102,7 @@ def _joined(settings: Settings, file: Path | None, document: Document | None, fi
     except ValidationError as error:
         for one in error.errors():
             where = tuple(one["loc"])
-            findings.append(Finding(name, document.place_of(where) if document else None, dotted(where), _message(one)))
+            findings.append(Finding(name, document.place_of(where) if document else None, dotted(where), in_words(one)))
     known = {str(finding) for finding in findings}
     for where, message, wrong, right in wrong_references(settings, catalog):
         nearest = nearest_name(wrong, right)
@@ -143,19 +111,20 @@ def _joined(settings: Settings, file: Path | None, document: Document | None, fi
             findings.append(finding)
     if findings:
         raise ConfigError(sorted(findings, key=lambda f: (f.file, f.place or Place(0, 0))))
-    digest = hashlib.sha256(settings.model_dump_json().encode() + catalog.model_dump_json().encode()).hexdigest()[:16]
-    return Loaded(settings, catalog, digest, file, document)
+    as_shown = shown(settings)
+    digest = hashlib.sha256(as_shown + shown(catalog)).hexdigest()[:16]
+    return Loaded(settings, catalog, shipped_gpus(), digest, as_shown, file, document)
 
 
 def load_catalog(path: Path) -> Catalog:
     """A catalogue file. ConfigError names every mistake."""
     try:
         document = read(path)
-        catalog = Catalog.model_validate(document.data, context={"from_file": True})
+        catalog = read_as(Catalog, document.data, path.parent)
     except DocumentError as error:
         raise ConfigError([Finding(str(path), error.place, "", error.message)]) from None
     except ValidationError as error:
-        raise ConfigError(_findings(error, document, Catalog)) from None
+        raise ConfigError(told(error, document, Catalog)) from None
     wrong = [
         Finding(str(path), document.place_of(where), dotted(where), f"'{name}' is not {what}", nearest_name(name, right))
         for where, name, what, right in catalog.wrong_references()
@@ -168,7 +137,8 @@ def load_catalog(path: Path) -> Catalog:
 @cache
 def shipped_catalog() -> Catalog:
     """The catalogue that comes with the gateway."""
-    return Catalog.model_validate(plain_yaml(shipped("catalog.yaml")), context={"from_file": True})
+    path = shipped("catalog.yaml")
+    return read_as(Catalog, plain_yaml(path), path.parent)
 
 
 def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[str | int, ...], str, str, list[str]]]:
@@ -241,11 +211,6 @@ def wrong_references(settings: Settings, catalog: Catalog) -> list[tuple[tuple[s
     return wrong
 
 
-def is_loopback(host: str) -> bool:
-    """Can only this machine connect there?"""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def _address_problem(url: str, settings: Settings) -> str:
     try:
         parts = urlsplit(url)
@@ -287,86 +252,3 @@ def _certificate_problems(section: Upstream | State) -> list[tuple[tuple[str, ..
     except OSError:
         return [(("cert_file",), "it and key_file are not a certificate and its key, in PEM and without a password")]
     return []
-
-
-def dotted(path: tuple[str | int, ...]) -> str:
-    """`("pools", "a b", "instances", 0)` -> `pools.a b.instances[0]`."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
-    return text
-
-
-def nearest_name(name: str, right: list[str]) -> str:
-    """The one that was probably meant, "" when none is near."""
-    import difflib  # only where something is wrong
-
-    by_lower = {one.lower(): one for one in right}
-    return by_lower.get(next(iter(difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)), ""), "") if name else ""
-
-
-def _findings(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Finding]:
-    findings = []
-    errors = error.errors()
-    for one in errors:
-        where = tuple(one["loc"])
-        nearest = ""
-        if one["type"] == "too_short" and any(len(o["loc"]) > len(where) and o["loc"][: len(where)] == where for o in errors):
-            continue  # it is not empty: what is in it is wrong, and told anyway
-        if one["type"] == "extra_forbidden":
-            known = _keys_at(model, where[:-1])
-            message = "no such key" + (f"; here are {', '.join(known)}" if known else "")
-            nearest = nearest_name(str(where[-1]), known)
-            if nearest:
-                message = "no such key"
-        else:
-            message = _message(one)
-            if one["type"] in ("enum", "literal_error"):
-                nearest = nearest_name(str(one["input"]), re.findall(r"'([^']+)'", message))
-        findings.append(Finding(str(document.path), document.place_of(where), dotted(where), message, nearest))
-    return findings
-
-
-def _message(one: Any) -> str:
-    if one["type"] == "missing":
-        return "this key is needed"
-    message = str(one["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    return message if message.startswith("expected") or one["type"] != "value_error" else f"expected {message}"
-
-
-def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The keys a path's mapping may have."""
-    here: Any = model
-    for part in path:
-        here = _inside(here, part)
-        if here is None:
-            return []
-    return (
-        [field.alias or name for name, field in here.model_fields.items()] if isinstance(here, type) and issubclass(here, BaseModel) else []
-    )
-
-
-def _inside(here: Any, part: Any) -> Any:
-    if isinstance(here, type) and issubclass(here, BaseModel):
-        for name, field in here.model_fields.items():
-            if part in (name, field.alias):
-                return _model_in(field.annotation)
-        return None
-    return here.model if isinstance(here, _Container) else None
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in reversed(getattr(annotation, "__args__", ())):
-        found = _Container(_model_in(inner)) if getattr(annotation, "__origin__", None) in (dict, tuple, list) else _model_in(inner)
-        if found is not None and (not isinstance(found, _Container) or found.model is not None):
-            return found
-    return None
-
-
-class _Container:
-    """A mapping or list of models: its own keys lead to one."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model

@@ -1,16 +1,22 @@
-"""A gateway from one line of arguments, without a file: `--model M --pool premium:H100=http://a:8000,http://b:8000`."""
+"""A gateway from one line of arguments: without a file (`--model M --pool premium:H100=http://a:8000,http://b:8000`), or over one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from gateway.config.gpus import shipped_gpus
-from gateway.config.load import ConfigError, Finding, Loaded, of_settings, shipped_catalog
+from gateway.config.load import load, of_settings, shipped_catalog
+from gateway.config.loaded import ConfigError, Finding, Loaded, dotted
+from gateway.config.mistakes import in_words
+from gateway.config.reading import read_as, shown
 from gateway.config.settings import Settings
+from gateway.config.state_url import parse_state_url
+from gateway.core.flow import Mode
 
 _POOL = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?::(?P<gpu>[A-Za-z0-9][A-Za-z0-9.-]*))?(?::limit=(?P<limit>\d{1,5}))?=(?P<urls>.+)"
@@ -68,9 +74,38 @@ def loaded_from_args(
     if state is not None:
         data["state"] = {"url": state}
     try:
-        settings = Settings.model_validate(data)
+        settings = read_as(Settings, data)
     except ValidationError as error:
-        raise ConfigError(
-            [Finding("(arguments)", None, ".".join(str(part) for part in one["loc"]), str(one["msg"])) for one in error.errors()]
-        ) from None
+        raise ConfigError([Finding("(arguments)", None, dotted(tuple(one["loc"])), in_words(one)) for one in error.errors()]) from None
     return of_settings(settings)
+
+
+def from_file(
+    file: str | None,
+    *,
+    port: int | None = None,
+    host: str | None = None,
+    admin_port: int | None = None,
+    mode: str | None = None,
+    workers: int | None = None,
+    state: str | None = None,
+) -> Loaded:
+    """What a file says (None: the one that ships), with the arguments on top. ConfigError names every mistake."""
+    loaded = replace(load(file), document=None)  # what stands where was of use while it was read
+    settings = loaded.settings
+    listen: dict[str, Any] = {name: value for name, value in (("port", port), ("host", host)) if value is not None}
+    update: dict[str, Any] = {"listen": replace(settings.listen, **listen)} if listen else {}
+    if admin_port is not None:
+        update["admin"] = replace(settings.admin, port=admin_port)
+    if mode is not None:
+        update["mode"] = Mode(mode)
+    if workers is not None:
+        update["workers"] = workers
+    if state is not None:
+        try:
+            parse_state_url(state)
+        except ValueError as wrong:
+            raise ConfigError([Finding("(arguments)", None, "--state", f"expected {wrong}")]) from None
+        update["state"] = replace(settings.state, url=state)
+    settings = replace(settings, **update)
+    return replace(loaded, settings=settings, shown=shown(settings))

@@ -1,26 +1,20 @@
 """Durations and sizes as people write them (`150ms`, `8MiB`), and the field types and base model that every configuration class is made of.
 
 A bare number is refused where a unit decides its meaning: `ttft: 0.15` against a page that says "150 ms" invites slips of a thousand.
-Code holds seconds and bytes. Where a value comes from and where an error is shown is config/load.py's business.
+Code holds seconds and bytes. The classes cost nothing to import: what judges them (config/reading.py) is asked for by who reads a file, and
+not by who serves.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, dataclass_transform
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    Strict,
-    StringConstraints,
-    ValidationInfo,
-    WithJsonSchema,
-)
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, ValidationInfo
+    from pydantic_core import CoreSchema
 
 SECONDS_PER = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES_PER = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
@@ -76,28 +70,50 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
-def _from_file(info: ValidationInfo) -> bool:
-    """Values from a file must carry their unit; code that builds settings hands in seconds and bytes."""
-    return bool(info.context and info.context.get("from_file"))
+class Secret:
+    """A key or password. It is only told to who asks for it by name: no log line, no traceback and no page shows it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def get_secret_value(self) -> str:
+        """The secret itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('**********')" if self._value else "Secret('')"
+
+    def __str__(self) -> str:
+        return "**********" if self._value else ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.with_info_before_validator_function(
+            _of_file,
+            core_schema.union_schema(
+                [core_schema.is_instance_schema(cls), core_schema.no_info_after_validator_function(cls, core_schema.str_schema())],
+                mode="left_to_right",
+                custom_error_type="string_type",
+            ),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: "**********"),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "description": "`${ENV}` or `file:PATH`; never the secret itself", "writeOnly": True}
 
 
-def _duration(value: Any, info: ValidationInfo) -> float:
-    if isinstance(value, str):
-        return parse_duration(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or _from_file(info) or not 0 <= value <= LONGEST_S:
-        raise ValueError("a duration with its unit, such as 150ms, 7s or 2m")
-    return float(value)
-
-
-def _size(value: Any, info: ValidationInfo) -> int:
-    if isinstance(value, str):
-        return parse_size(value)
-    if isinstance(value, bool) or not isinstance(value, int) or _from_file(info) or not 0 <= value <= LARGEST_BYTES:
-        raise ValueError("a size with its unit, such as 16KiB or 8MiB")
-    return value
-
-
-def _secret(value: Any, info: ValidationInfo) -> Any:
+def _of_file(value: Any, info: ValidationInfo) -> Any:
     """`file:PATH` is read here (relative to the configuration's own folder); `${ENV}` was already replaced."""
     if not isinstance(value, str) or not value.startswith("file:") or not info.context:
         return value
@@ -112,41 +128,105 @@ def _secret(value: Any, info: ValidationInfo) -> Any:
     return secret
 
 
-Seconds = Annotated[
-    float,
-    BeforeValidator(_duration),
-    PlainSerializer(format_duration, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^(0|(\d+(\.\d+)?(us|ms|s|m|h|d))+)$", "examples": ["150ms", "7s", "2m"]}),
-]
+class Quantity:
+    """What stands in a file with its unit: how it is read and written, and what it may be. Values from a file must carry their unit; code
+    that builds settings hands in seconds and bytes."""
+
+    def __init__(
+        self, about: str, parse: Callable[[str], float], format: Callable[[Any], str], most: float, pattern: str, examples: list[str]
+    ) -> None:
+        self.about, self.parse, self.format, self.most = about, parse, format, most
+        self.whole = isinstance(most, int)
+        self._schema = {"type": "string", "pattern": pattern, "examples": examples}
+
+    def read(self, value: Any, info: ValidationInfo) -> float:
+        """From a file or from code. ValueError says what was expected."""
+        if isinstance(value, str):
+            return self.parse(value)
+        right = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
+        if not right or info.context or not 0 <= value <= self.most:
+            raise ValueError(self.about)
+        number: float = value
+        return number if self.whole else float(number)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        written = core_schema.plain_serializer_function_ser_schema(self.format, return_schema=core_schema.str_schema(), when_used="json")
+        return core_schema.with_info_before_validator_function(self.read, handler(source), serialization=written)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return dict(self._schema)
+
+
+class Rule:
+    """What a value must be, in the words of pydantic's core schema: `ge`, `le`, `gt`, `min_length`, `max_length`, `pattern`, `strict`."""
+
+    def __init__(self, **words: Any) -> None:
+        self.words = words
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: Any = handler(source)
+        (schema["schema"] if schema["type"] == "function-before" else schema).update(self.words)
+        made: CoreSchema = schema
+        return made
+
+
+class Judged:
+    """What a function has to say of a value: ValueError with what was expected."""
+
+    def __init__(self, judge: Callable[[Any], object]) -> None:
+        self._judge = judge
+
+    def _asked(self, value: Any) -> Any:
+        self._judge(value)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._asked, handler(source))
+
+
+DURATION = Quantity(
+    "a duration with its unit, such as 150ms, 7s or 2m",
+    parse_duration,
+    format_duration,
+    LONGEST_S,
+    r"^(0|(\d+(\.\d+)?(us|ms|s|m|h|d))+)$",
+    ["150ms", "7s", "2m"],
+)
+SIZE = Quantity(
+    "a size with its unit, such as 16KiB or 8MiB",
+    parse_size,
+    format_size,
+    LARGEST_BYTES,
+    r"^\d+(\.\d+)? ?(B|KiB|MiB|GiB|kB|KB|MB|GB)$",
+    ["16KiB", "8MiB"],
+)
+
+Seconds = Annotated[float, DURATION]
 """A duration: written with its unit, held in seconds. 0 to a year."""
 
-PositiveSeconds = Annotated[Seconds, Field(gt=0)]
+PositiveSeconds = Annotated[Seconds, Rule(gt=0)]
 
-Bytes = Annotated[
-    int,
-    BeforeValidator(_size),
-    PlainSerializer(format_size, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)? ?(B|KiB|MiB|GiB|kB|KB|MB|GB)$", "examples": ["16KiB", "8MiB"]}),
-]
+Bytes = Annotated[int, SIZE]
 """A size: written with its unit, held in bytes. 0 to 1 TiB."""
 
-Text = Annotated[str, StringConstraints(max_length=1024)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}$")]
+Text = Annotated[str, Rule(max_length=1024)]
+Name = Annotated[str, Rule(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}$")]
 """A name that ends up in URLs, metric labels and log lines: 1 to 256 plain characters."""
 
-Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=0, le=10**9)]
-PositiveCount = Annotated[int, Strict(), Field(ge=1, le=10**9)]
-Port = Annotated[int, Strict(), Field(ge=0, le=65535)]
-Ratio = Annotated[float, Strict(), Field(ge=0, le=1)]
-Factor = Annotated[float, Strict(), Field(gt=0, le=1000)]
-Money = Annotated[float, Strict(), Field(ge=0, le=10**6)]
-Secret = Annotated[
-    SecretStr,
-    BeforeValidator(_secret),
-    PlainSerializer(lambda value: "**********", return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "description": "`${ENV}` or `file:PATH`; never the secret itself", "writeOnly": True}),
-]
+Flag = Annotated[bool, Rule(strict=True)]
+Count = Annotated[int, Rule(strict=True, ge=0, le=10**9)]
+PositiveCount = Annotated[int, Rule(strict=True, ge=1, le=10**9)]
+Port = Annotated[int, Rule(strict=True, ge=0, le=65535)]
+Ratio = Annotated[float, Rule(strict=True, ge=0, le=1)]
+Factor = Annotated[float, Rule(strict=True, gt=0, le=1000)]
+Money = Annotated[float, Rule(strict=True, ge=0, le=10**6)]
+
+SOME = Rule(min_length=1)
+"""Of a list or of named things: at least one."""
 
 
 def config_word(field_name: str) -> str:
@@ -154,17 +234,22 @@ def config_word(field_name: str) -> str:
     return field_name.removesuffix("_s")
 
 
-class ConfigModel(BaseModel):
-    """Frozen, unknown keys refused, and the same words as in the YAML but for the `_s` of durations."""
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class ConfigModel:
+    """A frozen dataclass: unknown keys refused, and the same words as in the YAML but for the `_s` of durations. Made in code it is what it
+    was told to be; config/reading.py judges what comes from elsewhere."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=config_word,
-        validate_by_name=True,
-        validate_by_alias=True,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-    )
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "alias_generator": config_word,
+        "validate_by_name": True,
+        "validate_by_alias": True,
+        "hide_input_in_errors": True,
+        "allow_inf_nan": False,
+    }
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)

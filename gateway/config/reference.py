@@ -1,16 +1,21 @@
-"""docs/config.md, made from settings.py: every key, its type, default and meaning. A test holds the page equal to the code."""
+"""docs/config.md and the JSON Schema of gateway.yaml, made from settings.py: every key, its type, default and meaning, which is the text
+under the field. A test holds the page equal to the code.
+"""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
 import types
 import typing
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, SecretStr
-from pydantic.fields import FieldInfo
-
-from gateway.config.quantities import format_duration, format_size
+from gateway.config.quantities import DURATION, SIZE, ConfigModel, Secret, config_word
+from gateway.config.reading import as_written, json_schema
 from gateway.config.settings import Settings
 
 _HEAD = """# Configuration
@@ -35,15 +40,57 @@ def reference() -> str:
     return _HEAD + "\n" + "\n".join(sections)
 
 
-def _section(model: type[BaseModel], path: str, sections: list[str], seen: set[type[BaseModel]]) -> None:
+def schema() -> dict[str, Any]:
+    """JSON Schema of gateway.yaml, for editors."""
+    told = json_schema(Settings)
+    for kind in _models(Settings, {}):
+        properties = (told if kind is Settings else told["$defs"][kind.__name__])["properties"]
+        for field in dataclasses.fields(kind):
+            word, value = config_word(field.name), _left_out(field)
+            properties[word]["description"] = meanings(kind)[field.name]
+            if isinstance(value, ConfigModel):
+                properties[word]["default"] = as_written(value)
+            elif value == {}:
+                properties[word]["default"] = value
+    return told
+
+
+def meanings(kind: type[ConfigModel]) -> dict[str, str]:
+    """The text under each field of a class, and of those it is made of."""
+    found: dict[str, str] = {}
+    for one in kind.__mro__[-3::-1]:  # from what stands on ConfigModel downwards
+        tree = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in itertools.pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                found[field.target.id] = inspect.cleandoc(ast.literal_eval(text.value))
+    return found
+
+
+def _models(kind: type[ConfigModel], seen: dict[type[ConfigModel], None]) -> dict[type[ConfigModel], None]:
+    """A class, and all that are in it."""
+    seen.setdefault(kind)
+    for annotation in _kinds(kind).values():
+        nested, _ = _nested(annotation)
+        if nested is not None and nested not in seen:
+            _models(nested, seen)
+    return seen
+
+
+def _kinds(kind: type[ConfigModel]) -> dict[str, Any]:
+    return {name: one for name, one in typing.get_type_hints(kind, include_extras=True).items() if name in kind.__dataclass_fields__}
+
+
+def _section(model: type[ConfigModel], path: str, sections: list[str], seen: set[type[ConfigModel]]) -> None:
     title = f"## `{path}`" if path else "## The file"
     about = (model.__doc__ or "").strip()
     lines = [title, "", about, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    inner: list[tuple[type[BaseModel], str]] = []
-    for name, field in model.model_fields.items():
-        key = field.alias or name
-        nested, suffix = _nested(field.annotation)
-        lines.append(f"| `{key}` | {_type(field)} | {_default(field, nested)} | {(field.description or '').strip()} |")
+    inner: list[tuple[type[ConfigModel], str]] = []
+    meant, kinds = meanings(model), _kinds(model)
+    for field in dataclasses.fields(model):
+        key, annotation = config_word(field.name), kinds[field.name]
+        nested, suffix = _nested(annotation)
+        lines.append(f"| `{key}` | {_type(annotation)} | {_default(field, annotation)} | {meant[field.name]} |")
         if nested is not None:
             inner.append((nested, f"{path}.{key}{suffix}" if path else f"{key}{suffix}"))
     sections.append("\n".join(lines) + "\n")
@@ -52,67 +99,67 @@ def _section(model: type[BaseModel], path: str, sections: list[str], seen: set[t
             _section(nested, where, sections, seen | {model})
 
 
-def _nested(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type that may be left out as the type itself, and what is noted of it."""
+    noted: tuple[Any, ...] = ()
+    while True:
+        if typing.get_origin(annotation) is typing.Annotated:
+            annotation, *more = typing.get_args(annotation)
+            noted = (*more, *noted)
+        elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+            annotation = next(one for one in typing.get_args(annotation) if one is not type(None))
+        else:
+            return annotation, noted
+
+
+def _nested(annotation: Any) -> tuple[type[ConfigModel] | None, str]:
+    """The class whose keys stand there, and how they are reached."""
+    annotation, _ = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, ConfigModel):
         return annotation, ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is dict:
         return _nested(arguments[1])[0], ".NAME"
-    if origin in (tuple, list):
+    if origin is tuple:
         return _nested(arguments[0])[0], "[]"
-    if origin in (typing.Union, types.UnionType, typing.Annotated):
-        for argument in arguments:
-            nested, suffix = _nested(argument)
-            if nested is not None:
-                return nested, suffix
     return None, ""
 
 
-def _type(field: FieldInfo) -> str:
-    written = " ".join(repr(part) for part in (field.annotation, *field.metadata))
-    if "SecretStr" in written:
-        return "secret"
-    if "_duration" in written or "format_duration" in written:
-        return "duration"
-    if "_size" in written or "format_size" in written:
-        return "size"
-    annotation = field.annotation
+def _type(annotation: Any) -> str:
     nested, suffix = _nested(annotation)
     if nested is not None:
         return {"": "keys below", ".NAME": "name: keys below", "[]": "list of keys below"}[suffix]
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
-        origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-        origin = typing.get_origin(annotation)
-    if origin in (tuple, list):
+    kind, noted = _bare(annotation)
+    if DURATION in noted:
+        return "duration"
+    if SIZE in noted:
+        return "size"
+    if kind is Secret:
+        return "secret"
+    if typing.get_origin(kind) is tuple:
         return "list of names"
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return ", ".join(f"`{member.value}`" for member in annotation)
-    return (
-        {bool: "true, false", int: "integer", float: "number", str: "text"}.get(annotation, "text")
-        if isinstance(annotation, type)
-        else "text"
-    )
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(f"`{member.value}`" for member in kind)
+    return {bool: "true, false", int: "integer", float: "number"}.get(kind, "text")
 
 
-def _default(field: FieldInfo, nested: type[BaseModel] | None) -> str:
-    if field.is_required():
+def _left_out(field: dataclasses.Field[Any]) -> Any:
+    """What a field is when it is left out; MISSING when it must not be."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _default(field: dataclasses.Field[Any], annotation: Any) -> str:
+    value = _left_out(field)
+    if value is dataclasses.MISSING:
         return "**needed**"
-    value = field.get_default()
-    if isinstance(value, BaseModel):
+    if isinstance(value, ConfigModel):
         return ""
     if value is None or value in ("", (), {}):
         return "none"
-    if isinstance(value, SecretStr):
-        return "none"
-    kind = _type(field)
-    if kind == "duration":
-        return f"`{format_duration(value)}`"
-    if kind == "size":
-        return f"`{format_size(value)}`"
+    _, noted = _bare(annotation)
+    for quantity in (DURATION, SIZE):
+        if quantity in noted:
+            return f"`{quantity.format(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, Enum):

@@ -7,24 +7,26 @@ Defaults of limits and timeouts come from what peers ship and what they suffered
 
 from __future__ import annotations
 
+from dataclasses import field
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
-
-from gateway.config.catalog import E2eTarget
+from gateway.config.catalog import E2e
 from gateway.config.quantities import (
+    SOME,
     Bytes,
     ConfigModel,
     Count,
     Factor,
     Flag,
+    Judged,
     Money,
     Name,
     Port,
     PositiveCount,
     PositiveSeconds,
     Ratio,
+    Rule,
     Seconds,
     Secret,
     Text,
@@ -69,7 +71,7 @@ class Model(ConfigModel):
 
     name: Name
     """what applications write as `model`"""
-    aliases: dict[Name, Alias] = {}
+    aliases: dict[Name, Alias] = field(default_factory=dict)
     """other names for it; `{}` after a name when it is nothing but a name"""
     fallbacks: tuple[Name, ...] = ()
     """models to use instead when no instance of this one can serve, in this order"""
@@ -108,7 +110,7 @@ class Pool(ConfigModel):
 
     tier: Name
     """premium, balanced or cost"""
-    gpu: Annotated[str, StringConstraints(max_length=64)] = ""
+    gpu: Annotated[str, Rule(max_length=64)] = ""
     """such as H100 or A10; predictions begin from what is known of it, and are learnt from nothing when left out"""
     model: Name
     """one of `models`"""
@@ -116,15 +118,15 @@ class Pool(ConfigModel):
     """what the engines call the model; the same when left out"""
     engine: EngineKind = EngineKind.OPENAI
     """what the engines are: vllm, sglang, transformers, dynamo, remote (somebody's API) or openai (anything of the protocol)"""
-    engine_config: Annotated[str, StringConstraints(max_length=64)] = ""
+    engine_config: Annotated[str, Rule(max_length=64)] = ""
     """a word for how they are set up, such as w8 or tp2; pools with the same gpu, model and word are expected to perform alike"""
     usd_per_hour: Money | None = None
     """price of one instance; the list price of `gpu` when left out, 0 when that is unknown"""
-    instances: tuple[Text, ...] = Field(min_length=1)
+    instances: Annotated[tuple[Text, ...], SOME]
     """base addresses of the engines, without `/v1`"""
     limit: Limit = Limit()
     """requests in flight on one instance"""
-    batch_window_s: Annotated[Seconds, Field(le=10.0)] | None = None
+    batch_window_s: Annotated[Seconds, Rule(le=10.0)] | None = None
     """how long a start may be held back so that several start together, never past what a promise allows; the tier's when left out"""
     batch_min: PositiveCount | None = None
     """at this many in flight nothing is held back; the tier's when left out"""
@@ -152,7 +154,7 @@ class QuotaLimits(ConfigModel):
 class Quota(QuotaLimits):
     """What a key may use. 429 beyond, with the time after which it fits."""
 
-    classes: dict[Name, QuotaLimits] = {}
+    classes: dict[Name, QuotaLimits] = field(default_factory=dict)
     """limits for its requests of one class, which count beside those of the key"""
 
 
@@ -161,7 +163,7 @@ class Key(ConfigModel):
 
     id: Name
     """how logs and the admin pages name it"""
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, Rule(pattern=r"^[0-9a-f]{64}$")] | None = None
     """the key's SHA-256, so that the file holds no secret"""
     key: Secret | None = None
     """the key itself, as `${ENV}` or `file:PATH`; exactly one of `key` and `sha256`"""
@@ -188,7 +190,7 @@ class TargetsChange(ConfigModel):
     """last byte of the request read to first content token sent, p95"""
     itl_s: PositiveSeconds | None = None
     """gap between two tokens, p95"""
-    e2e: E2eTarget | None = None
+    e2e: E2e | None = None
     """last byte of the request read to last byte sent, p95: a duration, or `{target, limit}`"""
 
 
@@ -228,7 +230,7 @@ class ClassChange(ConfigModel):
     worth: Factor | None = None
     """how many times over others pay for delaying its answers, where those stream most; above 1 keeps up to a third of alike
     instances for it while it is busy"""
-    tiers: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    tiers: Annotated[tuple[Name, ...], SOME] | None = None
     """preferred first"""
     refusable: Flag | None = None
     """false: it waits rather than being told to come back"""
@@ -245,7 +247,7 @@ class Costs(ConfigModel):
     """and for each class too loose, which users feel"""
     tighter: Money = 0.1
     """and for each class too tight, which only costs money"""
-    pairs: dict[Name, dict[Name, Money]] = {}
+    pairs: dict[Name, dict[Name, Money]] = field(default_factory=dict)
     """costs of your own: `{code_completion: {research_legal: 10}}` is what it costs to treat the first as the second"""
 
 
@@ -281,7 +283,7 @@ class Limits(ConfigModel):
     """header fields; 431 beyond"""
     body_bytes: Bytes = 8 * MIB
     """request body; 413 beyond, before it is read"""
-    json_depth: Annotated[int, Field(strict=True, ge=4, le=512)] = 64
+    json_depth: Annotated[int, Rule(strict=True, ge=4, le=512)] = 64
     """nesting of the body's JSON; 400 beyond"""
     model_chars: PositiveCount = 256
     """characters of a model's name or a key; 400 beyond"""
@@ -354,7 +356,7 @@ class Coalesce(ConfigModel):
 
     enabled: Flag = True
     """false: every chunk is passed on as it comes"""
-    tick_s: Annotated[PositiveSeconds, Field(le=0.1)] = 0.03
+    tick_s: Annotated[PositiveSeconds, Rule(le=0.1)] = 0.03
     """the longest a chunk may wait; never the first token, never a stream whose gaps near its target"""
     classes: tuple[Name, ...] = ("deferred", "batch")
     """classes whose streams are read this way"""
@@ -367,23 +369,22 @@ class StateLost(StrEnum):
     CLOSED = "closed"
 
 
-def _state_url(url: str) -> str:
+def _state_url(url: str) -> None:
     if url:
         parse_state_url(url)
-    return url
 
 
 class State(ConfigModel):
     """What several workers and replicas share: in-flight limits, what users got, quotas, what was learnt."""
 
-    url: Annotated[Text, AfterValidator(_state_url)] = ""
+    url: Annotated[Text, Judged(_state_url)] = ""
     """Redis or Valkey, such as `redis://HOST:PORT` (docs/state.md has Sentinels, Clusters and TLS); none: one worker keeps it to itself,
     several share a server that is started for them"""
-    deployment: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
+    deployment: Annotated[str, Rule(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     """gateways with the same word share; others on the same server are not touched"""
     password: Secret | None = None
     """of the server, or of the user in `url`"""
-    timeout_s: Annotated[Seconds, Field(ge=0.01, le=5.0)] = 0.1
+    timeout_s: Annotated[Seconds, Rule(ge=0.01, le=5.0)] = 0.1
     """for one call, connecting included; there is no second try, and no request ever waits for it"""
     lost: StateLost = StateLost.OPEN
     """when it cannot be reached for longer than leases stand: `open` goes on with a fixed share of each limit, `closed` starts nothing"""
@@ -404,25 +405,25 @@ class Settings(ConfigModel):
 
     mode: Mode = Mode.ENFORCE
     """`observe` classifies, places and measures, but never holds back or refuses: how to start"""
-    policy: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "best_value"
+    policy: Annotated[str, Rule(pattern=r"^[a-z][a-z0-9_]*$")] = "best_value"
     """the scheduling policy: the name of a file in gateway/policies"""
-    workers: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    workers: Annotated[int, Rule(strict=True, ge=1, le=64)] = 1
     """processes that serve, on one port and as one gateway (docs/workers.md); a core each is enough"""
     listen: Listen = Listen()
     """where applications connect"""
     admin: Admin = Admin()
     """where operators look and steer"""
-    models: tuple[Model, ...] = Field(min_length=1)
+    models: Annotated[tuple[Model, ...], SOME]
     """what applications may ask for"""
-    pools: dict[Name, Pool] = Field(min_length=1)
+    pools: Annotated[dict[Name, Pool], SOME]
     """the GPUs that serve it"""
     keys: tuple[Key, ...] = ()
     """who may use the gateway; everybody when left out"""
     catalog: Text = ""
     """a catalogue of your own, relative to this file; the one that comes with the gateway when left out"""
-    use_cases: dict[Name, UseCaseChange] = {}
+    use_cases: dict[Name, UseCaseChange] = field(default_factory=dict)
     """changes to use cases of the catalogue, and new ones"""
-    classes: dict[Name, ClassChange] = {}
+    classes: dict[Name, ClassChange] = field(default_factory=dict)
     """changes to experience classes of the catalogue"""
     classify: Classify = Classify()
     """whose use case a request is when it does not say"""

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from gateway.admin.views import ReloadView
 from gateway.config.handed import handed
-from gateway.config.load import Loaded
+from gateway.config.loaded import Loaded
 from gateway.serve.link import LinkError
 from gateway.serve.seats import Member
 
@@ -34,7 +34,7 @@ class Agreement:
         loaded = loaded or self.loaded
         settings = loaded.settings
         if self._state_url:
-            settings = settings.model_copy(update={"state": settings.state.model_copy(update={"url": self._state_url})})
+            settings = replace(settings, state=replace(settings.state, url=self._state_url))
         return handed(replace(loaded, settings=settings))
 
     async def change(self, loaded: Loaded, members: Sequence[Member]) -> ReloadView:

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 import gateway
 from gateway.admin.answers import STEP_S
 from gateway.config.handed import taken
-from gateway.config.load import ConfigError, Loaded
+from gateway.config.loaded import ConfigError, Loaded
 from gateway.core import trail
 from gateway.serve.accounts import Teller
 from gateway.serve.adviser import Pieces
@@ -237,11 +237,11 @@ class Member:
         """What operators may ask of all workers, in steps."""
         views = self.views
         told = await self._figures(every=True)
-        told["fleet"] = [view.model_dump() for view in views.fleet()]
+        told["fleet"] = views.fleet()
         await asyncio.sleep(0)
-        told["queues"] = [view.model_dump() for view in views.queues()]
-        told["shares"] = views.shares().model_dump()
-        told["view"] = views.view().model_dump()
+        told["queues"] = views.queues()
+        told["shares"] = views.shares()
+        told["view"] = views.view()
         return told
 
     async def _exemplars(self) -> list[Any]:
@@ -267,7 +267,7 @@ class Member:
                 return await self._exemplars()
             case "slo":
                 window_s, by = value
-                return (await self.views.slo(window_s, by)).model_dump_json()
+                return msgspec.json.encode(await self.views.slo(window_s, by)).decode()
             case "explain":
                 story = await self.views.explain(value)
                 return None if story is None else msgspec.json.encode(story)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from gateway.admin.views import InstanceView, LeaseView, QueueView, QuotaView, SharesView
 
 STATES = ("alone", "shared", "lost")  # the worst last
@@ -18,17 +20,16 @@ def fleets(told: Iterable[Sequence[InstanceView]]) -> list[InstanceView]:
             if known is None:
                 merged[view.instance_id] = view
                 continue
-            merged[view.instance_id] = known.model_copy(
-                update={
-                    "in_flight": known.in_flight + view.in_flight,
-                    "limit": max(known.limit, view.limit),
-                    "saturation_ratio": max(known.saturation_ratio, view.saturation_ratio),
-                    "healthy": known.healthy and view.healthy,
-                    "draining": known.draining or view.draining,
-                    "ejected_for_s": max(known.ejected_for_s, view.ejected_for_s),
-                    "unprefilled_tokens": known.unprefilled_tokens + view.unprefilled_tokens,
-                    "context_tokens": known.context_tokens + view.context_tokens,
-                }
+            merged[view.instance_id] = replace(
+                known,
+                in_flight=known.in_flight + view.in_flight,
+                limit=max(known.limit, view.limit),
+                saturation_ratio=max(known.saturation_ratio, view.saturation_ratio),
+                healthy=known.healthy and view.healthy,
+                draining=known.draining or view.draining,
+                ejected_for_s=max(known.ejected_for_s, view.ejected_for_s),
+                unprefilled_tokens=known.unprefilled_tokens + view.unprefilled_tokens,
+                context_tokens=known.context_tokens + view.context_tokens,
             )
     return list(merged.values())
 
@@ -43,13 +44,12 @@ def queues(told: Iterable[Sequence[QueueView]]) -> list[QueueView]:
             if known is None:
                 merged[key] = view
                 continue
-            merged[key] = known.model_copy(
-                update={
-                    "requests": known.requests + view.requests,
-                    "bytes": known.bytes + view.bytes,
-                    "oldest_s": max(known.oldest_s, view.oldest_s),
-                    "late": known.late + view.late,
-                }
+            merged[key] = replace(
+                known,
+                requests=known.requests + view.requests,
+                bytes=known.bytes + view.bytes,
+                oldest_s=max(known.oldest_s, view.oldest_s),
+                late=known.late + view.late,
             )
     return list(merged.values())
 

@@ -12,10 +12,11 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvloop
 
-from gateway.config.load import Loaded
+from gateway.config.loaded import Loaded
 from gateway.serve.adviser import Adviser
 from gateway.serve.memory import settled
 from gateway.serve.port import admin_server, listen
@@ -24,12 +25,15 @@ from gateway.serve.reloading import reload_and_tell, watch
 from gateway.serve.views import WorkerViews
 from gateway.serve.worker import Worker
 
+if TYPE_CHECKING:
+    from gateway.serve.reader import Reads
+
 log = logging.getLogger("slo_gateway")
 
 
 def run(
     loaded: Loaded,
-    reload: Callable[[], Loaded] | None = None,
+    reload: Reads | None = None,
     changed: Callable[[], bool] | None = None,
     ready: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -38,9 +42,7 @@ def run(
     return uvloop.run(_run(loaded, reload, changed, ready))
 
 
-async def _run(
-    loaded: Loaded, reload: Callable[[], Loaded] | None, changed: Callable[[], bool] | None, ready: Callable[[int, int], None] | None
-) -> int:
+async def _run(loaded: Loaded, reload: Reads | None, changed: Callable[[], bool] | None, ready: Callable[[int, int], None] | None) -> int:
     settings = loaded.settings
     public, admin = listen(settings.listen.host, settings.listen.port), listen(settings.admin.host, settings.admin.port)
     adviser = Adviser()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from gateway.admin.views import LostView, ReloadView, RestartView
-from gateway.config.load import ConfigError, Loaded
+from gateway.config.loaded import ConfigError, Loaded
 from gateway.serve.adviser import Adviser
 from gateway.serve.agreement import Agreement
 from gateway.serve.link import VERSION, LinkError
@@ -34,6 +34,7 @@ from gateway.telemetry.readings import RESTARTS
 
 if TYPE_CHECKING:
     from gateway.serve.accounts import Accounts
+    from gateway.serve.reader import Reads
     from gateway.serve.whole import WholeViews
 
 log = logging.getLogger("slo_gateway")
@@ -48,7 +49,7 @@ MISSING_S = 1.2  # a worker tells what it has counted once a second
 
 def run(
     loaded: Loaded,
-    reload: Callable[[], Loaded] | None = None,
+    reload: Reads | None = None,
     changed: Callable[[], bool] | None = None,
     ready: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -56,9 +57,7 @@ def run(
     return uvloop.run(_run(loaded, reload, changed, ready))
 
 
-async def _run(
-    loaded: Loaded, reload: Callable[[], Loaded] | None, changed: Callable[[], bool] | None, ready: Callable[[int, int], None] | None
-) -> int:
+async def _run(loaded: Loaded, reload: Reads | None, changed: Callable[[], bool] | None, ready: Callable[[int, int], None] | None) -> int:
     from gateway.serve.port import listen, listen_together
 
     settings = loaded.settings
@@ -88,7 +87,7 @@ class Supervisor:
         sockets: list[socket.socket],
         operators: socket.socket,
         own_store: OwnStore | None,
-        reload: Callable[[], Loaded] | None,
+        reload: Reads | None,
         changed: Callable[[], bool] | None,
     ) -> None:
         self.agreement = Agreement(loaded, own_store.url if own_store is not None else "")
@@ -137,7 +136,7 @@ class Supervisor:
         async with self._changes:  # after an upgrade that is under way
             self.changing = "reload"
             try:
-                loaded = self._reader()
+                loaded = await self._reader()
                 told = await self.agreement.change(loaded, [member for member in self.members if member.state in ("serving", "silent")])
                 self.reload_refused = not told.ok
                 if told.ok:

@@ -7,7 +7,7 @@ import time
 
 import gateway
 from gateway.admin.views import VersionView
-from gateway.config.load import Loaded
+from gateway.config.loaded import Loaded
 
 
 def version_view(loaded: Loaded, started_unix_s: float) -> VersionView:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 import gateway
 from gateway.admin.answers import in_steps
@@ -26,7 +29,7 @@ from gateway.admin.views import (
     WorkersView,
     WorkerView,
 )
-from gateway.config.load import ConfigError
+from gateway.config.loaded import ConfigError
 from gateway.core import trail
 from gateway.core.flow import SloTargets
 from gateway.openai.errors import ApiError
@@ -50,6 +53,7 @@ class WorkerViews:
         self.attainment = worker.attainment
         self.draining = False
         self.serving = True  # connections are taken
+        self._reloading = asyncio.Lock()
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -239,21 +243,21 @@ class WorkerViews:
         found = self._worker.live.core.trails.of(request_id)
         return trail.tell(found) if found is not None else None
 
-    def config(self) -> dict[str, Any]:
-        shown: dict[str, Any] = self._worker.loaded.settings.model_dump(mode="json")
-        return shown
+    def config(self) -> object:
+        return msgspec.Raw(self._worker.loaded.shown)
 
     async def reload(self) -> ReloadView:
         worker = self._worker
         if worker.reader is None:
             return ReloadView(ok=False, problems=("this gateway was started without a file; start it again with other arguments",))
-        try:
-            loaded = worker.reader()
-        except ConfigError as error:
-            worker.reload_refused = True
-            return ReloadView(ok=False, problems=tuple(str(finding) for finding in error.findings))
-        worker.reload_refused = False
-        return ReloadView(ok=True, changed=tuple(worker.change(loaded)))
+        async with self._reloading:  # or what was read first could be taken last
+            try:
+                loaded = await worker.reader()
+            except ConfigError as error:
+                worker.reload_refused = True
+                return ReloadView(ok=False, problems=tuple(str(finding) for finding in error.findings))
+            worker.reload_refused = False
+            return ReloadView(ok=True, changed=tuple(worker.change(loaded)))
 
     async def drain(self, instance_id: str, draining: bool) -> bool:
         return self._worker.drain(instance_id, draining)

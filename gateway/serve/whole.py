@@ -111,13 +111,13 @@ class WholeViews:
         return self._supervisor.accounts.samples_of(reading)
 
     def fleet(self) -> list[InstanceView]:
-        return merge.fleets([InstanceView(**view) for view in part["fleet"]] for part in self._parts.values())
+        return merge.fleets(msgspec.convert(part["fleet"], list[InstanceView]) for part in self._parts.values())
 
     def queues(self) -> list[QueueView]:
-        return merge.queues([QueueView(**view) for view in part["queues"]] for part in self._parts.values())
+        return merge.queues(msgspec.convert(part["queues"], list[QueueView]) for part in self._parts.values())
 
     def shares(self) -> SharesView:
-        return merge.shares([SharesView.model_validate(part["shares"]) for part in self._parts.values()], socket.gethostname()[:40])
+        return merge.shares([msgspec.convert(part["shares"], SharesView) for part in self._parts.values()], socket.gethostname()[:40])
 
     async def workers(self) -> WorkersView:
         await self.look()
@@ -125,8 +125,8 @@ class WholeViews:
         shown = []
         for member in supervisor.members:
             part = self._parts.get(member.name)
-            view = WorkerView(**part["view"]) if part is not None else _unheard(member)
-            shown.append(view.model_copy(update={"state": member.state, "ready": view.ready and member.state == "serving"}))
+            view = msgspec.convert(part["view"], WorkerView) if part is not None else _unheard(member)
+            shown.append(msgspec.structs.replace(view, state=member.state, ready=view.ready and member.state == "serving"))
         return WorkersView(
             configured=len(supervisor.seats),
             serving=sum(view.ready for view in shown),
@@ -172,9 +172,8 @@ class WholeViews:
     def models(self) -> list[ModelView]:
         return [ModelView(id=model.name, aliases=tuple(model.aliases)) for model in self._supervisor.loaded.settings.models]
 
-    def config(self) -> dict[str, Any]:
-        shown: dict[str, Any] = self._supervisor.loaded.settings.model_dump(mode="json")
-        return shown
+    def config(self) -> object:
+        return msgspec.Raw(self._supervisor.loaded.shown)
 
     async def reload(self) -> ReloadView:
         return await self._supervisor.reload()

@@ -12,7 +12,6 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,7 +22,7 @@ import gateway
 from gateway import policies
 from gateway.classify.explicit import Classifier
 from gateway.config.build import core_settings, instance_specs, step_facts
-from gateway.config.load import Loaded
+from gateway.config.loaded import Loaded
 from gateway.config.settings import Pool
 from gateway.core.decide import Core
 from gateway.core.flow import FailReason, InstanceSpec, Placement, Ticket
@@ -44,6 +43,7 @@ from gateway.wire.upstream import Upstream, Upstreams
 
 if TYPE_CHECKING:
     from gateway.classify.learned import Learned
+    from gateway.serve.reader import Reads
     from gateway.serve.sharing import Sharing
     from gateway.state.learnt_file import LearntFile
     from gateway.telemetry.sources import Sources
@@ -69,9 +69,7 @@ ALONE = Seat()
 class Worker:
     """Built inside a running loop. `reload` swaps the configuration; requests in flight keep what they began with."""
 
-    def __init__(
-        self, loaded: Loaded, reload: Callable[[], Loaded] | None = None, seat: Seat = ALONE, adviser: Advises | None = None
-    ) -> None:
+    def __init__(self, loaded: Loaded, reload: Reads | None = None, seat: Seat = ALONE, adviser: Advises | None = None) -> None:
         settings, catalog = loaded.settings, loaded.catalog
         self.loaded = loaded
         self.reader = reload
@@ -79,8 +77,8 @@ class Worker:
         self.seat = seat
         self.started_unix_s = time.time()
         loop = self.loop = asyncio.get_running_loop()
-        specs = self.specs = instance_specs(settings, catalog)
-        self.predictor = LearningPredictor(step_facts(specs))
+        specs = self.specs = instance_specs(settings, catalog, loaded.gpus)
+        self.predictor = LearningPredictor(step_facts(specs, loaded.gpus))
         core = Core(core_settings(settings, catalog), policies.load(settings.policy)(Random(0)), self.predictor)  # noqa: S311
         now_s = time.monotonic()
         self.attainment = Attainment(edges_of(catalog), now_s)
@@ -130,7 +128,7 @@ class Worker:
             self.learned.second = self.second.about
         self.front.configure(settings, Keys(settings, catalog), Classifier(settings, catalog, self.learned))
         self.front.quotas = quotas_of(settings, time.monotonic, self.front.quotas)
-        self.specs = instance_specs(settings, catalog)
+        self.specs = instance_specs(settings, catalog, self.loaded.gpus)
         made: dict[str, Upstream] = {}
         for spec in self.specs:
             known = self.upstreams.by_id.get(spec.instance_id)
@@ -139,7 +137,7 @@ class Worker:
             made[spec.instance_id] = known if known is not None and same else self._upstream(spec, pool)
         self.upstreams.change(made)
         self._pools = dict(settings.pools)
-        self.predictor.latencies.know(step_facts(self.specs))
+        self.predictor.latencies.know(step_facts(self.specs, self.loaded.gpus))
         self.live.instances_changed([spec for spec in self.specs if spec.instance_id not in self.drained])
         self.health.change(self.specs, settings.timeouts.probe_s)
         for instance_id, state in self.health.states.items():
@@ -163,7 +161,7 @@ class Worker:
     def change(self, loaded: Loaded) -> list[str]:
         """Another configuration, from now on. What is different, one sentence each."""
         old, new = self.loaded.settings, loaded.settings
-        changed = [f"{name} has changed" for name in type(new).model_fields if getattr(old, name) != getattr(new, name)]
+        changed = [f"{name} has changed" for name in type(new).__dataclass_fields__ if getattr(old, name) != getattr(new, name)]
         if self.loaded.catalog != loaded.catalog:
             changed.append("the catalogue has changed")
         if old.listen != new.listen or old.admin != new.admin:

@@ -85,7 +85,8 @@ def site(text: str) -> Site:
     if not text.endswith((".yaml", ".yml")):
         return Site(fleet(text, shipped_catalog(), shipped_gpus()), shipped_catalog())
     from gateway.config.build import core_settings
-    from gateway.config.load import ConfigError, load
+    from gateway.config.load import load
+    from gateway.config.loaded import ConfigError
 
     try:
         loaded = load(text)

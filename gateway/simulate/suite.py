@@ -5,14 +5,16 @@ The file's words are the field names here (durations without their `_s`, with a 
 
 from __future__ import annotations
 
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from gateway.config.quantities import ConfigModel, Count, Factor, PositiveCount, PositiveSeconds, Ratio, Seconds, Text
+from gateway.config.quantities import ConfigModel, Count, Factor, PositiveCount, PositiveSeconds, Ratio, Rule, Seconds, Text
+from gateway.config.reading import read_as
 from gateway.config.shipped import suites
 from gateway.simulate.run import Fault
 from gateway.simulate.workload import Workload
@@ -23,7 +25,7 @@ SUITES = suites()
 class FaultModel(ConfigModel):
     """Something that goes wrong during a run."""
 
-    kind: Annotated[str, Field(pattern="^(slow|death)$")]
+    kind: Annotated[str, Rule(pattern="^(slow|death)$")]
     """`slow` or `death`"""
     at_s: Seconds
     """from when"""
@@ -46,7 +48,7 @@ class Entry(ConfigModel):
     """its file name in gateway/policies, or a path"""
     label: Text = ""
     """how it is called in tables; the policy's name when left out"""
-    predictor: Annotated[str, Field(pattern="^(learning|exact|none)$")] = "learning"
+    predictor: Annotated[str, Rule(pattern="^(learning|exact|none)$")] = "learning"
     """`learning`, `exact` (knows lengths and engines: an upper bound) or `none`"""
     limits: tuple[PositiveCount, ...] = ()
     """in-flight limits tried for it, the best is kept; none = the tiers' own, moved by the controller"""
@@ -85,9 +87,9 @@ class Suite(ConfigModel):
     """what arrives before does not count"""
     seeds: PositiveCount = 3
     """runs of every point"""
-    fleets: dict[str, Text] = {}
+    fleets: dict[str, Text] = field(default_factory=dict)
     """name -> fleet"""
-    workloads: dict[str, dict[str, Any]] = {}
+    workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
     """name -> how jobs are made (see docs/simulate.md)"""
     cases: tuple[Case, ...]
     """what is run"""
@@ -106,7 +108,7 @@ class Suite(ConfigModel):
         for index, entry in enumerate(self.policies):
             made = Entry(policy=entry) if isinstance(entry, str) else entry
             if index and not made.limits and made.predictor != "exact":
-                made = made.model_copy(update={"limits": self.limits})
+                made = replace(made, limits=self.limits)
             entries.append(made)
         return entries
 
@@ -129,7 +131,7 @@ def load_suite(name: str) -> Suite:
         known = ", ".join(sorted(file.stem for file in SUITES.glob("*.yaml")))
         raise ValueError(f"no suite {name!r}: neither a file nor one of {known}")
     try:
-        suite = Suite.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")), context={"from_file": True})
+        suite = read_as(Suite, YAML(typ="safe").load(path.read_text(encoding="utf-8")), path.parent)
         for case in suite.cases:
             if case.workload != "nominal" and case.workload not in suite.workloads:
                 raise ValueError(f"{path}: case {case.fleet!r} names the workload {case.workload!r}, which the suite does not describe")

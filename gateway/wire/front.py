@@ -11,7 +11,7 @@ from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from gateway.config.load import is_loopback
+from gateway.config.loaded import is_loopback
 from gateway.core.flow import FailReason, Outcome, Placement, RefuseReason, Ticket
 from gateway.openai.errors import ApiError, Kind, quota
 from gateway.wire.coalescer import Coalescer

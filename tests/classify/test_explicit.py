@@ -9,17 +9,19 @@ import pytest
 
 from gateway.classify.explicit import Classifier, Tenant, Verdict
 from gateway.config.load import of_settings
+from gateway.config.reading import read_as
 from gateway.config.settings import Limits, Settings
 from gateway.core.flow import Endpoint, Tag
 from gateway.openai.body import read
 from gateway.openai.errors import ApiError
 
 LOADED = of_settings(
-    Settings.model_validate(
+    read_as(
+        Settings,
         {
             "models": [{"name": "m", "aliases": {"copilot": {"use_case": "code_completion"}, "slow": {"experience_class": "batch"}}}],
             "pools": {"p": {"tier": "premium", "model": "m", "instances": ["http://a"]}},
-        }
+        },
     )
 )
 CLASSIFIER = Classifier(LOADED.settings, LOADED.catalog)

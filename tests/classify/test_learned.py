@@ -17,6 +17,7 @@ from gateway.classify.features import features
 from gateway.classify.learned import Learned, divergence
 from gateway.classify.model import KINDS, SHIPPED_MODEL, Model, ModelError
 from gateway.config.load import of_settings
+from gateway.config.reading import read_as
 from gateway.config.settings import Limits, Settings
 from gateway.core.flow import Endpoint, Tag
 from gateway.openai import body as bodies
@@ -29,12 +30,13 @@ SUPPORT = (
 
 
 def settings(**classify: Any) -> Settings:
-    return Settings.model_validate(
+    return read_as(
+        Settings,
         {
             "models": [{"name": "m"}],
             "pools": {"p": {"tier": "premium", "model": "m", "instances": ["http://a"]}},
             "classify": classify,
-        }
+        },
     )
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from gateway.cli.main import main
 from gateway.config import state_server
 from gateway.config.build import core_settings, instance_specs
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.loaded import ConfigError
 from gateway.config.oneline import loaded_from_args
 from gateway.config.quantities import format_duration, format_size, parse_duration, parse_size
 
@@ -112,7 +113,7 @@ def test_secrets_come_from_the_environment_or_a_file_and_are_never_shown(tmp_pat
     (tmp_path / "two.key").write_text("hush-two\n")
     text = GOOD + "admin: {key: '${SECRET_ONE}'}\nkeys:\n  - {id: a, key: 'file:two.key'}\n"
     loaded = load(written(tmp_path, text))
-    shown = loaded.settings.model_dump_json() + repr(loaded.settings)
+    shown = loaded.shown.decode() + repr(loaded.settings)
     assert loaded.settings.admin.key.get_secret_value() == "hush-one"
     assert loaded.settings.keys[0].key.get_secret_value() == "hush-two"
     assert "hush" not in shown

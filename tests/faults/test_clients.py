@@ -374,6 +374,22 @@ def test_a_reload_is_not_noticed_by_streams_and_a_bad_file_is_refused(place: Pla
     assert [i["instance_id"].split("/")[1] for i in gateway.fleet()] == [new.url.removeprefix("http://")]
 
 
+def test_requests_are_answered_while_a_large_file_is_read(place: Place, scripted: Scripted) -> None:
+    """A loop that read it would answer none before it has."""
+    gateway = place.before(scripted(good).url)
+    file = place.folder / "gateway-0.yaml"
+    keys = [{"id": f"k{number}", "sha256": f"{number:064x}", "tenant": "t"} for number in range(1000)]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"keys": keys, "wrong": True}, indent=1))
+    with ThreadPoolExecutor(1) as pool, httpx.Client() as client:
+        reloaded = pool.submit(httpx.post, f"{gateway.admin}/admin/reload")
+        answered = 0
+        while not reloaded.done():
+            assert client.post(f"{gateway.url}{PATH}", json=chat()).status_code == 200
+            answered += 1
+    assert reloaded.result().status_code == 422
+    assert answered > 10
+
+
 def test_pools_come_and_go_under_load_and_no_request_fails(place: Place, scripted: Scripted) -> None:
     """Eighteen reloads at least, each with other instances and every third one of a bad file, while requests and streams run."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.config.reading import read_as
 from gateway.config.settings import Settings
 from gateway.core.flow import FailReason, Outcome, Result, Ticket
 from gateway.openai.errors import ApiError
@@ -23,7 +24,7 @@ class Clock:
 def settings(*quotas: dict[str, Any] | None) -> Settings:
     keys = [{"id": f"k{n}", "sha256": f"{n:064x}", **({"quota": quota} if quota else {})} for n, quota in enumerate(quotas)]
     pools = {"p": {"tier": "premium", "model": "m", "instances": ["http://127.0.0.1:1"]}}
-    return Settings.model_validate({"models": [{"name": "m"}], "pools": pools, "keys": keys})
+    return read_as(Settings, {"models": [{"name": "m"}], "pools": pools, "keys": keys})
 
 
 def ticket(rank: int = 1, output_tokens: int = 50) -> Ticket:

