@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import click
 
 BAD_CONFIG, USAGE = 78, 2
+MAX_LOOK = 4 * 1024**2  # characters; as many bytes as a file may have
 GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"  # config/oneline.py's, which --help does not wait to import
 
 
@@ -59,9 +62,7 @@ def command(
     read = reader.begin()
     from gateway.config.loaded import ConfigError, is_loopback
 
-    if workers in (None, 1):
-        pass  # in the meantime; for several workers there is little to import
-
+    importlib.import_module("gateway.serve.process" if _alone(file, workers) else "gateway.serve.supervisor")  # in the meantime
     try:
         loaded = read()
     except ConfigError as error:
@@ -102,6 +103,17 @@ def command(
         click.echo(f"cannot listen on {settings.listen.host}:{settings.listen.port} or {settings.admin.port}: {error.strerror}", err=True)
         sys.exit(USAGE)
     sys.exit(status)
+
+
+def _alone(file: str | None, workers: int | None) -> bool:
+    """Will this process serve by itself? A look from afar, before the file is read: a wrong guess costs some time or memory."""
+    if workers is not None or file is None:
+        return workers in (None, 1)
+    try:
+        with open(file, encoding="utf-8", errors="replace") as text:
+            return re.search(r"^workers: *([2-9]|\d\d)", text.read(MAX_LOOK), re.MULTILINE) is None
+    except OSError:
+        return True
 
 
 class FileWatch:

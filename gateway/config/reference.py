@@ -14,7 +14,7 @@ import typing
 from enum import Enum
 from typing import Any
 
-from gateway.config.quantities import DURATION, SIZE, ConfigModel, Secret, config_word
+from gateway.config.quantities import ConfigModel, Quantity, Secret, config_word
 from gateway.config.reading import as_written, json_schema
 from gateway.config.settings import Settings
 
@@ -44,6 +44,7 @@ def schema() -> dict[str, Any]:
     """JSON Schema of gateway.yaml, for editors."""
     told = json_schema(Settings)
     for kind in _models(Settings, {}):
+        kinds = _kinds(kind)
         properties = (told if kind is Settings else told["$defs"][kind.__name__])["properties"]
         for field in dataclasses.fields(kind):
             word, value = config_word(field.name), _left_out(field)
@@ -52,6 +53,9 @@ def schema() -> dict[str, Any]:
                 properties[word]["default"] = as_written(value)
             elif value == {}:
                 properties[word]["default"] = value
+            quantity = _quantity(kinds[field.name])
+            if quantity is not None and properties[word].get("default") is not None:
+                properties[word]["default"] = quantity.format(value)
     return told
 
 
@@ -125,15 +129,18 @@ def _nested(annotation: Any) -> tuple[type[ConfigModel] | None, str]:
     return None, ""
 
 
+def _quantity(annotation: Any) -> Quantity | None:
+    return next((one for one in _bare(annotation)[1] if isinstance(one, Quantity)), None)
+
+
 def _type(annotation: Any) -> str:
     nested, suffix = _nested(annotation)
     if nested is not None:
         return {"": "keys below", ".NAME": "name: keys below", "[]": "list of keys below"}[suffix]
-    kind, noted = _bare(annotation)
-    if DURATION in noted:
-        return "duration"
-    if SIZE in noted:
-        return "size"
+    quantity = _quantity(annotation)
+    if quantity is not None:
+        return "size" if quantity.whole else "duration"
+    kind, _ = _bare(annotation)
     if kind is Secret:
         return "secret"
     if typing.get_origin(kind) is tuple:
@@ -156,10 +163,9 @@ def _default(field: dataclasses.Field[Any], annotation: Any) -> str:
         return ""
     if value is None or value in ("", (), {}):
         return "none"
-    _, noted = _bare(annotation)
-    for quantity in (DURATION, SIZE):
-        if quantity in noted:
-            return f"`{quantity.format(value)}`"
+    quantity = _quantity(annotation)
+    if quantity is not None:
+        return f"`{quantity.format(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, Enum):

@@ -83,7 +83,19 @@ def test_the_help_of_a_verb_waits_for_nothing_it_does_not_say(verb: str) -> None
 
 def test_a_gateway_loads_only_what_it_was_told_to_use() -> None:
     """A worker keeps what it has imported for as long as it lives: what is here was measured in megabytes."""
-    heavy = ("redis", "opentelemetry", "pydantic", "httpx", "rich", "anthropic", "openai", "requests", "gateway.load", "gateway.state")
+    heavy = (
+        "redis",
+        "opentelemetry",
+        "pydantic",
+        "ruamel",
+        "httpx",
+        "rich",
+        "anthropic",
+        "openai",
+        "requests",
+        "gateway.load",
+        "gateway.state",
+    )
     code = (
         "import os, sys, logging\nfrom gateway.cli.main import main\n"
         "class Ready(logging.Handler):\n"

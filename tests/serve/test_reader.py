@@ -1,16 +1,17 @@
-"""A file that is read again in another process says there what it would have said here."""
+"""A configuration that is read in another process says there what it would have said here."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gateway.serve.reread import Reread
 
-from gateway.config.loaded import ConfigError
-from gateway.config.oneline import from_file
-from gateway.serve import reread
+from gateway.config.loaded import ConfigError, Loaded
+from gateway.config.oneline import from_file, loaded_from_args
+from gateway.serve import reader
+from gateway.serve.reader import Reader
 
 FILE = """
 models: [{name: m, aliases: {a: {use_case: chatbot}}}]
@@ -18,6 +19,13 @@ pools: {p: {tier: premium, gpu: H100, model: m, instances: [http://a:8000], batc
 keys: [{id: k, key: file:secret}, {id: l, key: "${HUSH_HERE}"}]
 use_cases: {chatbot: {targets: {e2e: {target: 5s, limit: 9s}}}}
 """
+
+Read = Callable[[Reader], Loaded]
+
+
+@pytest.fixture(params=["at the start", "again"])
+def read(request: pytest.FixtureRequest) -> Read:
+    return (lambda reader: reader.begin()()) if request.param == "at the start" else (lambda reader: asyncio.run(reader()))
 
 
 @pytest.fixture
@@ -29,33 +37,42 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def findings(file: Path | str) -> list[str]:
+def findings(read: Read, file: Path | str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        asyncio.run(Reread(str(file), {})())
+        read(Reader(str(file), {}))
     return [str(finding) for finding in caught.value.findings]
 
 
-def test_it_is_what_reading_it_here_would_give_with_the_command_line_on_top(file: Path) -> None:
+def test_it_is_what_reading_it_here_would_give_with_the_command_line_on_top(file: Path, read: Read) -> None:
     over = {"port": 1234, "host": None, "admin_port": 0, "mode": "observe", "workers": 2, "state": "redis://a"}
-    there = asyncio.run(Reread(str(file), over)())
+    there = read(Reader(str(file), over))
     assert there == from_file(str(file), **over)
-    assert [key.key.get_secret_value() for key in there.settings.keys] == ["hush", "quiet"]
+    assert [key.key.get_secret_value() for key in there.settings.keys if key.key] == ["hush", "quiet"]
     assert (there.settings.listen.port, there.settings.mode.value, there.settings.state.url) == (1234, "observe", "redis://a")
+    assert b"redis://a" in there.shown
+    assert b"hush" not in there.shown
 
 
-def test_every_mistake_comes_back_with_its_place(file: Path) -> None:
+def test_one_line_of_arguments_is_read_there_too(read: Read) -> None:
+    pools = ("premium:H100=http://a", "cost:A10:limit=3=http://b")
+    assert read(Reader(None, {"port": 0}, "m", pools)) == loaded_from_args("m", pools, port=0)
+    with pytest.raises(ConfigError, match="is not NAME"):
+        read(Reader(None, {}, "m", ("nonsense",)))
+
+
+def test_every_mistake_comes_back_with_its_place(file: Path, read: Read) -> None:
     file.write_text(FILE.replace("tier:", "teir:").replace("file:secret", "file:nothing"))
     with pytest.raises(ConfigError) as here:
         from_file(str(file))
-    assert findings(file) == [str(finding) for finding in here.value.findings]
+    assert findings(read, file) == [str(finding) for finding in here.value.findings]
     assert len(here.value.findings) > 2
-    assert "cannot be read" in findings(file.parent / "missing.yaml")[0]
+    assert "cannot be read" in findings(read, file.parent / "missing.yaml")[0]
 
 
 @pytest.mark.parametrize(
     ("fate", "says"), [("import os; os.abort()", "ended with -6"), ("import signal; signal.pause()", "could not be read within")]
 )
-def test_a_reader_that_dies_or_hangs_is_a_refusal(file: Path, monkeypatch: pytest.MonkeyPatch, fate: str, says: str) -> None:
-    monkeypatch.setattr(reread, "BEGIN", fate)
-    monkeypatch.setattr(reread, "WITHIN_S", 0.5 if "pause" in fate else 30.0)
-    assert says in findings(file)[0]
+def test_a_reader_that_dies_or_hangs_is_a_refusal(file: Path, read: Read, monkeypatch: pytest.MonkeyPatch, fate: str, says: str) -> None:
+    monkeypatch.setattr(reader, "BEGIN", fate)
+    monkeypatch.setattr(reader, "WITHIN_S", 0.5 if "pause" in fate else 30.0)
+    assert says in findings(read, file)[0]
