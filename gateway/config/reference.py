@@ -23,7 +23,8 @@ _HEAD = """# Configuration
 `gateway.yaml` says what applications may ask for, which GPUs serve it, and how. `slo-gateway check FILE` validates it and warns of promises
 that cannot hold; a commented example is [config/gateway.yaml](../config/gateway.yaml), and `slo-gateway config schema` prints a JSON Schema
 for editors. A file that changes while the gateway runs is taken over at once if it is right (so is one after `SIGHUP` or
-`POST /admin/reload`); if it is not, the old one goes on and the log says why.
+`POST /admin/reload`); if it is not, the old one goes on and the log says why. It is read in a process of its own, which ends when it has
+read: no stream waits for a large file, and a gateway that serves holds nothing that is only needed to judge one.
 
 Durations and sizes carry their unit (`150ms`, `7s`, `2m`; `16KiB`, `8MiB`); a bare number is an error. `${NAME}` is replaced by an
 environment variable (`${NAME:-default}` where it may be missing), and a secret may be `file:PATH`, relative to the file. Use cases, classes
@@ -94,7 +95,8 @@ def _section(model: type[ConfigModel], path: str, sections: list[str], seen: set
     for field in dataclasses.fields(model):
         key, annotation = config_word(field.name), kinds[field.name]
         nested, suffix = _nested(annotation)
-        lines.append(f"| `{key}` | {_type(annotation)} | {_default(field, annotation)} | {meant[field.name]} |")
+        meaning = " ".join(meant[field.name].split())  # a row is one line
+        lines.append(f"| `{key}` | {_type(annotation)} | {_default(field, annotation)} | {meaning} |")
         if nested is not None:
             inner.append((nested, f"{path}.{key}{suffix}" if path else f"{key}{suffix}"))
     sections.append("\n".join(lines) + "\n")
