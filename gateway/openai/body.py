@@ -367,7 +367,8 @@ def _app_of(start: bytes) -> int:
     first = start[:200]
     if b'"system"' not in first and b'"developer"' not in first:
         return 0
-    return crc32(start.partition(b'"user"')[0]) | 1
+    user = start.find(b'"user"')
+    return crc32(start[:user] if user > 0 else start) | 1
 
 
 def _prefix_hashes(prompt: bytes) -> tuple[int, ...]:
