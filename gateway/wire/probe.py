@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway.openai.framing import AnswerHead, ChunkedBody, FramingError, answer_head, find_head
+from gateway.wire.patience import within
 
 if TYPE_CHECKING:
     from gateway.wire.upstream import EngineConnection, Upstream
@@ -23,18 +24,12 @@ async def status_of(upstream: Upstream, path: str, timeout_s: float) -> int:
     """The status that GET `path` is answered with. ConnectionError says why there is none."""
     probe = _Probe(upstream, path)
     probe.begin()
-    loop, half_s = asyncio.get_running_loop(), timeout_s / 2.0
-    halfway: asyncio.TimerHandle | None = None
     try:
-        # In two halves, as upstream.py opens connections: a standstill of our own is no silence of the engine's.
-        async with asyncio.timeout(None) as limit:
-            halfway = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
+        async with within(timeout_s):
             return await probe.status
     except TimeoutError:
         raise ConnectionError(f"no answer within {timeout_s:g} s") from None
     finally:
-        if halfway is not None:
-            halfway.cancel()
         probe.end()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 from gateway.core.flow import Endpoint, InstanceSpec
+from gateway.wire.patience import within
 
 PATHS: Final[dict[Endpoint, bytes]] = {
     Endpoint.CHAT: b"/v1/chat/completions",
@@ -192,15 +193,9 @@ class Upstream:
 
     async def _open(self, ready: Callable[[EngineConnection | None], Any]) -> None:
         connection: EngineConnection | None = None
-        loop = self._loop
-        halfway: asyncio.TimerHandle | None = None
         try:
-            # Counted in two halves, between which the loop has looked at its sockets: a standstill of our own (a process that is not
-            # given the processor) would else be taken for engines that cannot be reached, all of them at once.
-            async with asyncio.timeout(None) as limit:
-                half_s = self.connect_s / 2.0
-                halfway = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
-                _, connection = await loop.create_connection(
+            async with within(self.connect_s):
+                _, connection = await self._loop.create_connection(
                     lambda: EngineConnection(self),
                     self._address or self.host,
                     self.port,
@@ -209,9 +204,6 @@ class Upstream:
                 )
         except (OSError, TimeoutError, ssl.SSLError):
             connection = None
-        finally:
-            if halfway is not None:
-                halfway.cancel()
         ready(connection)
 
     def forget(self, connection: EngineConnection) -> None:
