@@ -94,7 +94,7 @@ def test_reading_from_both_ends_sees_what_decoding_sees(monkeypatch: pytest.Monk
     assert glance(body) == decoded
 
 
-SURROGATE = re.compile(r"(?<!\\)\\ud800")  # half a character, as JSON writes it
+SURROGATE = re.compile(r"(?<!\\)\\ud800(?!\\ud[c-f])")  # half a character, as JSON writes it
 TEXTS = st.text(max_size=40) | st.sampled_from(['"', "\\", '\\"', "}", '{"role":"user"}', "\ud800", "é" * 30, "\n"])
 PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "tool_use"]), "text": TEXTS})
 CONTENTS = (
