@@ -180,7 +180,7 @@ class Words(dict[str, int]):
         self._sizes = index.sizes.data
         self._last_slot, self._last_size = len(index.slots) - 1, len(index.sizes) - 1
         self._pairs, self._pair_rows, self._letters = index.pairs, index.pair_rows, index.letters
-        self.marks = index.marks
+        self.marks = index.marks.data  # what each word is
         self.rows = len(index.marks)
         commonest = bytes(self._text[: self._starts[min(HELD, self.rows)]]).decode("utf8").split("\0")
         super().__init__((word, row) for row, word in enumerate(commonest[: min(HELD, self.rows)]))
@@ -260,17 +260,14 @@ class Words(dict[str, int]):
 
     def _beginning(self, word: str, encoded: bytes) -> int:
         """The row of the longest word that this one begins with, else of what stands for its like."""
-        # Of nearly all words few lengths are left to try, or none: most of the vocabulary begins in another way.
         least = _least_bytes(word, encoded)
-        sizes = self._sizes[crc32(encoded[:least]) & self._last_size]
-        if sizes:
-            sizes &= (1 << (len(encoded) - 1)) - (1 << (least - 1))
-            while sizes > 0:
-                size = sizes.bit_length()
-                row = self._row(encoded[:size])
-                if row >= 0:
-                    return row
-                sizes ^= 1 << (size - 1)
+        sizes = self._sizes[crc32(encoded[:least]) & self._last_size] & ((1 << len(encoded) - 1) - 1)
+        while sizes >> least - 1:  # of most words few lengths are left to try, or none
+            size = sizes.bit_length()
+            row = self._row(encoded[:size])
+            if row >= 0:
+                return row
+            sizes ^= 1 << size - 1
         other = stand_in(word)
         return self.get(other, 0) if other != word else 0
 
