@@ -21,6 +21,8 @@ from gateway.classify.words import BREAK, CODE, COLON, COLON_STOP, DIGIT, FENCE,
 from gateway.core.flow import Endpoint
 from gateway.openai.body import Body
 
+# To look one up in its enum costs as much as a call.
+_COMPLETIONS, _RESPONSES, _MESSAGES, _EMBEDDINGS = Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS
 ZONES = TOOLS + 1
 PLACES = ZONES * 2 * 4 * 4 * 5
 OPENINGS = 8192  # a power of two
@@ -143,10 +145,10 @@ def _structure(body: Body, seen: Glance, marks: bytes, bounds: list[int], zones:
     edge = min(end - begin, EDGE_WORDS) + 5.0
     fences = last.count(FENCE)
     figures = _figures(
-        endpoint is Endpoint.COMPLETIONS,
-        endpoint is Endpoint.RESPONSES,
-        endpoint is Endpoint.MESSAGES,
-        endpoint is Endpoint.EMBEDDINGS,
+        endpoint is _COMPLETIONS,
+        endpoint is _RESPONSES,
+        endpoint is _MESSAGES,
+        endpoint is _EMBEDDINGS,
         body.has_suffix or "suffix" in fields,
         has_fim_marker,
         "tools" in fields,
