@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.classify import arrays
-from gateway.classify.features import OPENINGS, Features
+from gateway.classify.features import OPENINGS, Features, packed
 from gateway.classify.words import Words
 
 Floats = NDArray[np.floating[Any]]
@@ -75,9 +75,14 @@ class Model:
     _places: Floats = field(init=False)
     _attention: Floats = field(init=False)
     _structure: Floats = field(init=False)
-    _structure_bias: Floats = field(init=False)
     _least: Floats = field(init=False)
     _out: Floats = field(init=False)
+    # What a request is decided by, written over by the next one's, and its parts: a model is one thread's.
+    _together: Floats = field(init=False)
+    _sentences: Floats = field(init=False)  # (3, d + 1): the sentence attended to, the mean, the best
+    _attended_and_mean: Floats = field(init=False)
+    _best: Floats = field(init=False)
+    _layer: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         # Whatever can be done once is done here instead of for each request, so that each step there is one call: calls are what it costs.
@@ -91,46 +96,50 @@ class Model:
         self._attention = np.append(w.attention.astype(np.float32), np.float32(1.0))
         both = np.concatenate((w.structure, w.direct), axis=1, dtype=np.float32)
         mean, spread = w.mean.astype(np.float32), w.spread.astype(np.float32)
-        self._structure = np.ascontiguousarray(both / spread[:, None])
-        self._structure_bias = np.concatenate((w.structure_bias, w.bias), dtype=np.float32) - (mean / spread) @ both
+        bias = np.concatenate((w.structure_bias, w.bias), dtype=np.float32) - (mean / spread) @ both
         prior = self.notes.get("prior", {})  # of a site whose mix is another than was trained on (training/site.py)
-        self._structure_bias[-kinds:] += self.temperature * np.log([prior.get(kind, 1.0) for kind in KINDS])
-        self._least = np.append(np.zeros(len(self._structure_bias) - kinds, np.float32), np.full(kinds, -np.inf, np.float32))
+        bias[-kinds:] += self.temperature * np.log([prior.get(kind, 1.0) for kind in KINDS])
+        self._structure = np.concatenate((both / spread[:, None], bias[None]), dtype=np.float32)
+        self._least = np.append(np.zeros(len(bias) - kinds, np.float32), np.full(kinds, -np.inf, np.float32))
         d, out = len(w.attention), w.out.astype(np.float32)
         parts = [out[begin : begin + d] for begin in (0, d, 2 * d)]
         nothing = np.zeros((1, kinds), np.float32)
         self._out = np.concatenate((*(row for part in parts for row in (part, nothing)), out[3 * d :], np.eye(kinds, dtype=np.float32)))
+        self._together = np.zeros(len(self._out), np.float32)
+        self._sentences = self._together[: 3 * (d + 1)].reshape(3, d + 1)
+        self._attended_and_mean, self._best = self._sentences[:2], self._sentences[2]
+        self._layer = self._together[3 * (d + 1) :]
 
     def scores(self, seen: Features) -> Floats:
         """Unnormalised log probabilities of KINDS."""
-        rows = self._sums.take(seen.words, axis=0).astype(np.float32)
+        rows = self._sums.take(seen.rows, axis=0).astype(np.float32)
         lengths = seen.lengths
-        if len(lengths) * len(rows) <= MOST_CELLS:
-            # As a product with ones where a sentence has its words: between those of one sentence and of the next lie as many noughts as
-            # there are words. (All summands are whole numbers: the order in which they are added changes nothing.)
-            cells = bytes(4 * len(rows)).join([_ONES[: 4 * length] for length in lengths])
-            sentences = np.ndarray((len(lengths), len(rows)), np.float32, cells).dot(rows)
+        count = len(lengths)
+        if count * len(rows) <= MOST_CELLS:
+            # As a product with ones where a sentence has its rows: between those of one sentence and of the next lie as many noughts as
+            # there are rows. (All summands are whole numbers: the order in which they are added changes nothing.)
+            cells = bytes(4 * len(rows)).join([_ONES[: 4 * length + 4] for length in lengths])
+            sentences = np.ndarray((count, len(rows)), np.float32, cells).dot(rows)
         else:
-            sentences = np.add.reduceat(rows, list(accumulate(lengths[:-1], initial=0)), axis=0)
-        sentences += self._sums.take(seen.openings, axis=0)
+            sentences = np.add.reduceat(rows, list(accumulate([length + 1 for length in lengths[:-1]], initial=0)), axis=0)
         sentences /= sentences[:, -1:] + self._smoothing
         sentences += self._places.take(seen.places, axis=0)
         np.maximum(sentences, _NOTHING, out=sentences)
-        if len(lengths) == 1:
-            attended_mean_and_best = [sentences] * 3
+        if count == 1:
+            self._sentences[:] = sentences
         else:
             attention = sentences.dot(self._attention).tolist()
             most = max(attention)
             odds = [exp(one - most) for one in attention]
             total = sum(odds)
             odds = [one / total for one in odds]
-            odds += [1.0 / len(odds)] * len(odds)
-            attended_and_mean = np.array(odds, np.float32).reshape(2, -1).dot(sentences)
-            attended_mean_and_best = [attended_and_mean, np.maximum.reduce(sentences)]
-        structure = seen.structure.dot(self._structure)
-        structure += self._structure_bias
-        np.maximum(structure, self._least, out=structure)
-        scores: Floats = np.concatenate((*attended_mean_and_best, structure), axis=None).dot(self._out)
+            weighed = packed(2 * count, "f")(*odds, *[1.0 / count] * count)
+            np.ndarray((2, count), np.float32, weighed).dot(sentences, self._attended_and_mean)
+            np.maximum.reduce(sentences, axis=0, out=self._best)
+        layer = self._layer
+        seen.structure.dot(self._structure, layer)
+        np.maximum(layer, self._least, out=layer)
+        scores: Floats = self._together.dot(self._out)
         return scores
 
     def probabilities(self, seen: Features) -> list[float]:
@@ -173,4 +182,5 @@ class Model:
 
 ARRAYS = tuple(Weights.__dataclass_fields__)
 _NOTHING = np.float32(0.0)
+
 _ONES = np.ones(MOST_CELLS, np.float32).tobytes()

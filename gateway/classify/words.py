@@ -38,7 +38,6 @@ _WORD = rf"[{_letters()}]++|[.?!:;] |[^\w\s]|[{_ALONE}]++|\d++|\n++|_|[^\W\d_]++
 _words = re.compile(rf" ?({_WORD})").findall
 _runs_and_words = re.compile(rf" ?(?:([{_ALONE}]{{3,}}+)|({_WORD}))").findall  # a run of letters to be read in pairs, or a word
 _APART = "\0"  # stands between two texts
-_BYTES = [bytes((byte,)) for byte in range(256)]
 
 # What a word is. From BREAK on it closes a sentence.
 PLAIN, CODE, FENCE, DIGIT, FOREIGN, QUOTE, COLON, BREAK = range(8)
@@ -57,7 +56,7 @@ LEAST_LETTERS, LEAST_SYLLABLES = 4, 1
 LONGEST_BYTES = 32  # of a word of the vocabulary
 # Words that are held as a dict: the first of the vocabulary are its commonest, of others those met last.
 HELD, MAX_REMEMBERED = 2_048, 16_384
-SLOTS = 2  # of the table that words are found by, for each word at least: so few share one
+SLOTS = 2  # of the table that words are found by, for each word at least: so few share one; half as many of that of beginnings
 
 
 def split(text: str) -> list[str]:
@@ -116,12 +115,19 @@ def mark_of(word: str) -> int:
     return FOREIGN if not word.isascii() or word in STAND_INS[3:] else PLAIN
 
 
+def _least_bytes(word: str, encoded: bytes) -> int:
+    """How many of its bytes are the shortest beginning that may stand for a word; all of them of one that is shorter."""
+    least = LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES
+    return least if len(word) == len(encoded) else len(word[:least].encode("utf8", "surrogatepass"))
+
+
 class Index(NamedTuple):
     """A vocabulary as it is looked up in, each field an array; most of one that is mapped from its file is never touched."""
 
     text: NDArray[np.uint8]  # the words, a zero byte between two
     starts: NDArray[np.uint32]  # where each begins in it, and where one more would
     slots: NDArray[np.uint16]  # 1 + the row of the word whose checksum says this slot, or the next free one; 0 = none
+    sizes: NDArray[np.uint32]  # of words whose shortest beginning's checksum says this place: bit n - 1 is set where one has n bytes
     marks: NDArray[np.uint8]  # what each word is
     pairs: NDArray[np.uint32]  # pairs of letters, two bytes each, sorted
     pair_rows: NDArray[np.uint16]
@@ -134,6 +140,9 @@ def index_of(words: Sequence[str]) -> Index:
     if len(encoded) >= 0xFFFF or max(map(len, encoded)) > LONGEST_BYTES:
         raise ValueError("too many words, or too long ones")
     slots = np.zeros(1 << (len(words) * SLOTS - 1).bit_length(), np.uint16)
+    sizes = np.zeros(max(len(slots) // 2, 1), np.uint32)
+    for word, written in zip(words, encoded, strict=True):
+        sizes[crc32(written[: _least_bytes(word, written)]) & (len(sizes) - 1)] |= np.uint32(1 << (len(written) - 1))
     for row, written in enumerate(encoded):
         at = crc32(written) & (len(slots) - 1)
         while slots[at]:
@@ -154,6 +163,7 @@ def index_of(words: Sequence[str]) -> Index:
         np.frombuffer(b"\0".join(encoded), np.uint8),
         np.array(list(accumulate((len(word) + 1 for word in encoded), initial=0)), np.uint32),
         slots,
+        sizes,
         np.array([mark_of(word) for word in words], np.uint8),
         np.array([pair for pair, _ in pairs], np.uint32),
         np.array([row for _, row in pairs], np.uint16),
@@ -167,8 +177,10 @@ class Words(dict[str, int]):
 
     def __init__(self, index: Index) -> None:
         self._text, self._starts, self._slots = index.text.data, index.starts.data, index.slots.data
+        self._sizes = index.sizes.data
+        self._last_slot, self._last_size = len(index.slots) - 1, len(index.sizes) - 1
         self._pairs, self._pair_rows, self._letters = index.pairs, index.pair_rows, index.letters
-        self.marks = index.marks
+        self.marks = index.marks.data  # what each word is
         self.rows = len(index.marks)
         commonest = bytes(self._text[: self._starts[min(HELD, self.rows)]]).decode("utf8").split("\0")
         super().__init__((word, row) for row, word in enumerate(commonest[: min(HELD, self.rows)]))
@@ -231,7 +243,7 @@ class Words(dict[str, int]):
 
     def __missing__(self, word: str) -> int:
         encoded = word.encode("utf8", "surrogatepass")
-        row = self._row(crc32(encoded), encoded)
+        row = self._row(encoded)
         if row < 0:
             same = word if word[0].isalpha() else plain(word)
             row = self[same] if same != word else self._beginning(word, encoded)
@@ -248,27 +260,21 @@ class Words(dict[str, int]):
 
     def _beginning(self, word: str, encoded: bytes) -> int:
         """The row of the longest word that this one begins with, else of what stands for its like."""
-        slots, last = self._slots, len(self._slots) - 1
-        least = (LEAST_LETTERS if word[0] < "\u0e00" else LEAST_SYLLABLES) - 1
-        end = least if word.isascii() else len(word[:least].encode("utf8", "surrogatepass"))
-        checksum = crc32(encoded[:end])
-        likely: list[tuple[int, int]] = []
-        for byte in encoded[end:LONGEST_BYTES]:
-            checksum = crc32(_BYTES[byte], checksum)
-            end += 1
-            if slots[checksum & last]:
-                likely.append((checksum, end))
-        for checksum, end in reversed(likely):
-            row = self._row(checksum, encoded[:end])
+        least = _least_bytes(word, encoded)
+        sizes = self._sizes[crc32(encoded[:least]) & self._last_size] & ((1 << len(encoded) - 1) - 1)
+        while sizes >> least - 1:  # of most words few lengths are left to try, or none
+            size = sizes.bit_length()
+            row = self._row(encoded[:size])
             if row >= 0:
                 return row
+            sizes ^= 1 << size - 1
         other = stand_in(word)
         return self.get(other, 0) if other != word else 0
 
-    def _row(self, checksum: int, encoded: bytes) -> int:
+    def _row(self, encoded: bytes) -> int:
         """The row of a word of the vocabulary; -1 for another."""
-        slots, last, starts = self._slots, len(self._slots) - 1, self._starts
-        at = checksum & last
+        slots, last, starts = self._slots, self._last_slot, self._starts
+        at = crc32(encoded) & last
         while row := slots[at]:
             if self._text[starts[row - 1] : starts[row] - 1] == encoded:
                 return row - 1

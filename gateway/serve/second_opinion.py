@@ -8,7 +8,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.classify.text import glance
+from gateway.classify.text import OPINION, glance
 from gateway.serve.link import LinkError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SecondOpinion:
             task.cancel()
 
     async def _ask(self, app: App, body: Body) -> None:
-        pieces = [(zone, text.encode("utf8", "replace").decode()) for zone, text in glance(body).pieces]
+        pieces = [(zone, text.encode("utf8", "replace").decode()) for zone, text in glance(body, OPINION).pieces]
         del body  # it may be large, and the answer takes a while
         asked_at_s = time.monotonic()
         try:

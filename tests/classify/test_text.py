@@ -73,7 +73,7 @@ def test_a_long_text_followed_by_a_question_is_not_taken_for_one_message() -> No
 
 def test_a_request_of_a_megabyte_is_as_much_work_as_one_of_forty_kilobytes() -> None:
     small, large = (chat(("user", "word " * count)) for count in (8_000, 200_000))
-    assert abs(len(features(large, WORDS).words) - len(features(small, WORDS).words)) < 20
+    assert abs(len(features(large, WORDS).rows) - len(features(small, WORDS).rows)) < 20
 
 
 def test_the_other_endpoints_say_the_same() -> None:
@@ -94,7 +94,7 @@ def test_reading_from_both_ends_sees_what_decoding_sees(monkeypatch: pytest.Monk
     assert glance(body) == decoded
 
 
-SURROGATE = re.compile(r"(?<!\\)\\ud800")  # half a character, as JSON writes it
+SURROGATE = re.compile(r"(?<!\\)\\ud800(?!\\ud[c-f])")  # half a character, as JSON writes it
 TEXTS = st.text(max_size=40) | st.sampled_from(['"', "\\", '\\"', "}", '{"role":"user"}', "\ud800", "é" * 30, "\n"])
 PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "tool_use"]), "text": TEXTS})
 CONTENTS = (
@@ -123,13 +123,15 @@ def looked_at(raw: bytes, endpoint: Endpoint) -> bool:
     except ApiError:
         return False
     seen = features(body, WORDS)
-    assert len(seen.structure) == len(STRUCTURE)
-    assert len(seen.lengths) == len(seen.places) == len(seen.openings) >= 1
-    assert sum(seen.lengths) == len(seen.words)
+    assert len(seen.structure) == len(STRUCTURE) + 1
+    assert len(seen.lengths) == len(seen.places) >= 1
     assert min(seen.lengths) >= 1
-    assert ((seen.words >= 0) & (seen.words < WORDS.rows)).all()
-    assert ((seen.places >= 0) & (seen.places < PLACES)).all()
-    assert ((seen.openings >= WORDS.rows) & (seen.openings < WORDS.rows + OPENINGS)).all()
+    assert 0 <= min(seen.places) <= max(seen.places) < PLACES
+    rows = seen.rows.tolist()
+    for length in seen.lengths:
+        words, opening, rows = rows[:length], rows[length], rows[length + 1 :]
+        assert 0 <= min(words) <= max(words) < WORDS.rows <= opening < WORDS.rows + OPENINGS
+    assert not rows
     return True
 
 

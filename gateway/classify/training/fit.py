@@ -31,7 +31,7 @@ def fit(
     counts = table.weights.astype(np.float32)
     vectors = table.dense() * counts[:, None]
     seen = [Seen.of(row, vectors, counts) for row in rows]
-    structure = np.stack([row.structure for row in rows])
+    structure = np.stack([row.structure for row in seen])
     chances = shares / shares.sum()
     wanted = np.full((len(rows), len(KINDS)), recipe.doubt / len(KINDS), np.float32)
     wanted[np.arange(len(rows)), kinds] += 1.0 - recipe.doubt

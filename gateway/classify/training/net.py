@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 class Recipe:
     """How to learn. Shares are 0..1."""
 
-    width: int = 64
+    width: int = 63  # with its weight a word is 64 bytes, as much as is read at once
     structure_width: int = 32
     epochs: int = 16
     batch: int = 128
@@ -74,10 +74,12 @@ class Seen:
     def of(cls, row: Features, vectors: Floats, counts: Floats) -> Seen:
         """`vectors` have their weights, `counts`, multiplied in."""
         lengths = np.array(row.lengths, np.int64)
-        words, starts = row.words, np.cumsum(lengths) - lengths
+        starts = np.cumsum(lengths) - lengths
+        last = np.cumsum(lengths + 1) - 1  # the opening of each sentence
+        words = np.delete(row.rows, last)
         weight = np.add.reduceat(counts[words], starts) + np.float32(SMOOTHING)
         means = np.add.reduceat(vectors[words], starts, axis=0) / weight[:, None]
-        return cls(words, starts, row.openings - len(counts), row.places, row.structure, means, weight)
+        return cls(words, starts, row.rows[last] - len(counts), np.array(row.places), row.structure[:-1], means, weight)
 
 
 def batch_of(rows: Sequence[Seen], chance: Generator, recipe: Recipe) -> Batch:

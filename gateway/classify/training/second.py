@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gateway.classify.model import Floats
 from gateway.classify.second import VECTOR, Encode, Head, directions, encoder, sentences
-from gateway.classify.text import glance
+from gateway.classify.text import OPINION, glance
 from gateway.classify.training.fit import LEAST_STEPS
 from gateway.classify.training.judge import best_temperature, figures, judged, shares_of
 from gateway.classify.training.net import softmax
@@ -121,7 +121,7 @@ class SecondTrial(Trial):
 
 def read(rows: Sequence[Labelled], encode: Encode, progress: Progress = lambda done, of: None) -> Read:
     """Every sentence of these rows, each once, however often it is there."""
-    cut = [sentences(glance(row.body).pieces) for row in rows]
+    cut = [sentences(glance(row.body, OPINION).pieces) for row in rows]
     at = {text: index for index, text in enumerate(dict.fromkeys(text for one in cut for text in one.texts))}
     texts = list(at)
     vectors = np.empty((len(texts), VECTOR), np.float32)
