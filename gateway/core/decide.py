@@ -57,7 +57,7 @@ class Core:
         self.fleet = Fleet(self._ceilings(settings), predictor)
         self.queues = Queues(settings, policy)
         self.trails = Trails(settings.trail_size)
-        self.controller = Controller()
+        self.controller = Controller(predicts=predictor is not None and not policy.plain)
         self.shares = Shares(settings.tenant_weights)
         self.admission = Admission(self.fleet, self.queues, settings)
         self._classes: dict[str, ClassPolicy] = {c.name: c for c in settings.classes}
