@@ -284,6 +284,16 @@ def test_best_value_lets_wait_what_would_cost_those_who_stream_more_than_it_brin
     assert core.fleet.by_id["premium/a"].stake_per_s > stakes_per_s > 0.0
 
 
+@pytest.mark.parametrize(("ttft_s", "tier"), [(1.4, "balanced"), (1.05, "premium")])
+def test_best_value_starts_nothing_where_its_first_token_would_clearly_be_late(ttft_s: float, tier: str) -> None:
+    """A balanced card reads 9,000 tokens in 1.1 s and more; narrowly in time is good enough when the premium one has its hands full."""
+    core = core_of("best_value", [TWO[0], spec("balanced/a", "balanced", 32)])
+    tight(core, 5)
+    tag = replace(made.tag(3), use_case="summarization_long", targets=SloTargets(ttft_s, 0.045, 120.0, 120.0), output_tokens=500)
+    [start] = core.arrived(made.request(prompt_tokens=9_000, max_output_tokens=None), tag, 10.0)
+    assert start.placement.tier == tier
+
+
 def test_best_value_serves_who_is_late_only_where_nobody_minds() -> None:
     core = core_of("best_value", TWO[:1])
     tight(core, 2)
