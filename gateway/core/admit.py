@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp
+from typing import Final
 
 from gateway.core.fleet import Fleet
 from gateway.core.flow import ClassPolicy, CoreSettings, Request, Tag, Ticket
@@ -16,14 +17,14 @@ from gateway.core.queues import Queues
 from gateway.core.returns import Returns
 
 # How fast the rate of finished requests forgets, and what an empty history is taken for.
-RATE_MEMORY_S = 10.0
+RATE_MEMORY_S: Final = 10.0
 # A wait is predicted from averages; a request is turned away only when even this share of it would be too long. Turning away too
 # eagerly loses more than it saves: refused work never comes back as goodput, work that waits often fits after all.
-EAGERNESS_RATIO = 0.6
-MAX_RETRY_AFTER_S = 120.0
-MIN_RETRY_AFTER_S = 0.05
+EAGERNESS_RATIO: Final = 0.6
+MAX_RETRY_AFTER_S: Final = 120.0
+MIN_RETRY_AFTER_S: Final = 0.05
 # A slot that another worker holds and does not use is here after two of its looks at the leases (state/slots).
-LEASE_MOVES_S = 0.1
+LEASE_MOVES_S: Final = 0.1
 
 
 class DrainRate:

@@ -8,18 +8,19 @@ twice as many miss as a p95 leaves, there is not enough for everybody, and an en
 from __future__ import annotations
 
 from math import exp
+from typing import Final
 
 from gateway.core.flow import Outcome, Placement, Result, Ticket
 
 FAILED, CLIENT_GONE = Result.FAILED, Result.CLIENT_GONE  # to look a member up costs as much as a whole line here
 
-MEMORY_S = 30.0
+MEMORY_S: Final = 30.0
 # The share of misses at which likelihood counts in full: well before the twentieth that a p95 leaves is used up.
-SPENT_RATIO = 0.02
+SPENT_RATIO: Final = 0.02
 # The share of misses at which not everybody can be served: the other end of the same scale, where a fleet is past its knee.
-SHORT_RATIO = 0.1
+SHORT_RATIO: Final = 0.1
 # Nothing is known at the start, and one miss of three answers says little.
-PRIOR_ANSWERS = 20.0
+PRIOR_ANSWERS: Final = 20.0
 
 
 def missed(ticket: Ticket, outcome: Outcome) -> bool:

@@ -12,22 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.core.fleet import Fleet
 from gateway.core.flow import Placement
 from gateway.core.instance import Instance
 
-EVERY_S = 1.0
+EVERY_S: Final = 1.0
 # Below this share of the tightest promise there is room for more, above that one there is none.
-ROOM_RATIO = 0.9
-TIGHT_RATIO = 0.97
+ROOM_RATIO: Final = 0.9
+TIGHT_RATIO: Final = 0.97
 # One quiet second is too soon to add a slot: the newest resident's context is still growing, and its gaps with it.
-QUIET_SECONDS = 1
-STEP_RATIO = 0.5
-USED_RATIO = 0.8  # a limit that nobody reaches has nothing to prove
+QUIET_SECONDS: Final = 1
+STEP_RATIO: Final = 0.5
+USED_RATIO: Final = 0.8  # a limit that nobody reaches has nothing to prove
 # The same two where predictions decide. Of ten answers' mean gaps nine come out at no more than 1.05 to 1.25 times what was predicted.
-BROKEN_RATIO = 1.25
-AHEAD_RATIO = 0.4
+BROKEN_RATIO: Final = 1.25
+AHEAD_RATIO: Final = 0.4
 
 
 @dataclass(slots=True)

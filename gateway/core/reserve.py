@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import exp
+from typing import Final
 
 from gateway.core.flow import Outcome, Placement, Ticket
 from gateway.core.policy import Fleet
 
 # Long enough to hold on to an instance through a lull, short enough to let go of one within a minute.
-MEMORY_S = 30.0
-LOOK_S = 1.0
+MEMORY_S: Final = 30.0
+LOOK_S: Final = 1.0
 # Answers at a time that one instance is kept for. Of instances alike at most one in three: the others' work has to go somewhere.
-ANSWERS_EACH = 8.0
-SHARE_OF_ALIKE = 3
-NEGLIGIBLE_S = 0.05
+ANSWERS_EACH: Final = 8.0
+SHARE_OF_ALIKE: Final = 3
+NEGLIGIBLE_S: Final = 0.05
 
 
 class _Streams:
