@@ -5,8 +5,6 @@ costs those there, or the class an instance is kept for. What is worth less wait
 
 from __future__ import annotations
 
-from typing import Final
-
 from gateway.core.budget import Budget
 from gateway.core.flow import Outcome, Placement, Ticket
 from gateway.core.instance import Instance
@@ -14,9 +12,9 @@ from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 from gateway.core.reserve import Reserve
 
 TOLL, EASE = 2.5, 0.2  # delays breed delays: who is held up stays in the way of those who come next; fewer while there is room for all
-ENOUGH: Final = 0.9  # odds of the end, which are wide: on a calm fleet 99 in 100 of what is predicted so are in time
+ENOUGH = 0.9  # odds of the end, which are wide: on a calm fleet 99 in 100 of what is predicted so are in time
 LEAST, IDLE = 0.3, 0.05  # value for which an engine's time is kept once there is not enough of it; what serving somebody late is worth
-USD: Final = 0.005  # likelihood that a dollar an hour has to be worth
+USD = 0.005  # likelihood that a dollar an hour has to be worth
 
 
 def policy(chance: Chance) -> Policy:
