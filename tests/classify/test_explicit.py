@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.classify.explicit import Classifier, Tenant, Verdict
+from gateway.classify.explicit import ANYBODY, MAX_GUESSED, Classifier, Tenant, Verdict
 from gateway.config.load import of_settings
 from gateway.config.reading import read_as
 from gateway.config.settings import Limits, Settings
@@ -115,3 +115,17 @@ def test_a_guess_counts_only_above_the_floor() -> None:
 def test_the_served_tier_is_told_in_openais_words() -> None:
     told = [CLASSIFIER.served_service_tier(tag({"x-slo-class": name})) for name in ("instant", "conversational", "interactive", "batch")]
     assert told == ["priority", "default", "default", "flex"]
+
+
+def test_guesses_that_come_again_share_a_tag_and_those_that_never_do_fill_no_memory() -> None:
+    said = [Verdict("translation", 0.9, "learned")]
+    classifier = Classifier(LOADED.settings, LOADED.catalog, lambda body, tenant, prompt_tokens: said[0])
+    body = read(b'{"model":"m","messages":[]}', Endpoint.CHAT, Limits())
+    first = classifier.tag(body, {}, ANYBODY, 100)
+    assert classifier.tag(body, {}, ANYBODY, 100) is first
+    for number in range(3 * MAX_GUESSED):
+        said[0] = Verdict("chatbot", 0.6 + number / 1e5, "learned")
+        assert classifier.tag(body, {}, ANYBODY, 100).confidence == said[0].probability
+    assert len(classifier._guessed) <= MAX_GUESSED
+    said[0] = Verdict("translation", 0.9, "learned")
+    assert classifier.tag(body, {}, ANYBODY, 100) == first
