@@ -145,6 +145,8 @@ async def run(given: argparse.Namespace) -> int:
     print(dict(sorted(told.items())))
     print(f"inputs {sum(told.values())}, 5xx {faults}, refused for want of capacity {told[503]}, exceptions logged {raised}")
     print(f"memory {before_mb:.1f} -> {after_mb:.1f} MB")
+    if raised:
+        print(log[log.index(b"Traceback") :][:4000].decode(errors="replace"), file=sys.stderr)
     return 0 if not faults and not raised and after_mb - before_mb <= 16 else 1
 
 

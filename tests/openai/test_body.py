@@ -58,6 +58,7 @@ def test_what_decides_is_read(size: int) -> None:
         (b'{"model":"m"', "invalid_json"),
         (b"\xef\xbb\xbf" + chat(), "invalid_json"),
         (chat() + b"x", "invalid_json"),
+        (b'{"model":"m","messages":[],"\xff":1}', "invalid_json"),
         (b'{"model":"m","messages":[],"temperature":NaN}', "invalid_json"),
         (b'{"model":"m","messages":[],"temperature":-Infinity}', "invalid_json"),
         (chat() + chat(), "invalid_json"),
