@@ -8,13 +8,13 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
+from gateway.config.asked import GRAMMAR, Asked, Over
+
 BAD_CONFIG, USAGE = 78, 2
 MAX_LOOK = 4 * 1024**2  # characters; as many bytes as a file may have
-GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"  # config/oneline.py's, which --help does not wait to import
 
 
 @click.command()
@@ -57,8 +57,8 @@ def command(
     if file is None and bool(model) != bool(pools):
         raise click.UsageError("without a FILE, --model and at least one --pool are needed")
 
-    over: dict[str, Any] = {"port": port, "host": host, "admin_port": admin_port, "mode": mode, "workers": workers, "state": state}
-    reader = Reader(file, over, model, pools)
+    over = Over(port=port, host=host, admin_port=admin_port, mode=mode, workers=workers, state=state)
+    reader = Reader(Asked(file, model, pools, over))
     read = reader.begin()
     from gateway.config.loaded import ConfigError, is_loopback
 

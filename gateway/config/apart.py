@@ -10,20 +10,10 @@ import sys
 
 import msgspec
 
+from gateway.config.asked import Asked
 from gateway.config.handed import handed
 from gateway.config.loaded import ConfigError
 from gateway.config.oneline import from_file, loaded_from_args
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """What is to be read: a file (None: the one that ships) or a model and its pools, and what the command line had over either."""
-
-    file: str | None = None
-    model: str | None = None
-    pools: tuple[str, ...] = ()
-    over: dict[str, str | int | None] = {}
-    patient: bool = False
-    """requests are being served meanwhile, and come first"""
 
 
 def main() -> None:
@@ -34,8 +24,7 @@ def main() -> None:
     if asked.patient:
         os.nice(5)
     try:
-        over: dict[str, object] = dict(asked.over)
-        loaded = loaded_from_args(asked.model, asked.pools, **over) if asked.model else from_file(asked.file, **over)  # type: ignore[arg-type]
+        loaded = loaded_from_args(asked.model, asked.pools, asked.over) if asked.model else from_file(asked.file, asked.over)
         told = b"+" + handed(loaded)
     except ConfigError as error:
         told = b"-" + msgspec.msgpack.encode(error.findings)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gateway.config.asked import GRAMMAR, Over
 from gateway.config.gpus import shipped_gpus
 from gateway.config.load import load, of_settings, shipped_catalog
 from gateway.config.loaded import ConfigError, Finding, Loaded, dotted
@@ -21,20 +22,9 @@ from gateway.core.flow import Mode
 _POOL = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?::(?P<gpu>[A-Za-z0-9][A-Za-z0-9.-]*))?(?::limit=(?P<limit>\d{1,5}))?=(?P<urls>.+)"
 )
-GRAMMAR = "NAME[:GPU][:limit=N]=URL[,URL...]"
 
 
-def loaded_from_args(
-    model: str,
-    pools: Sequence[str],
-    *,
-    port: int | None = None,
-    host: str | None = None,
-    admin_port: int | None = None,
-    mode: str | None = None,
-    workers: int | None = None,
-    state: str | None = None,
-) -> Loaded:
+def loaded_from_args(model: str, pools: Sequence[str], over: Over = Over()) -> Loaded:  # noqa: B008  (frozen)
     """The settings those arguments mean. ConfigError names every mistake."""
     catalog, gpus = shipped_catalog(), shipped_gpus()
     findings: list[Finding] = []
@@ -60,19 +50,15 @@ def loaded_from_args(
     if findings:
         raise ConfigError(findings)
     data: dict[str, Any] = {"models": [{"name": model}], "pools": made, "listen": {}, "admin": {}}
-    for section, key, value in (
-        ("listen", "port", port),
-        ("listen", "host", host),
-        ("admin", "port", admin_port),
-    ):
+    for section, key, value in (("listen", "port", over.port), ("listen", "host", over.host), ("admin", "port", over.admin_port)):
         if value is not None:
             data[section][key] = value
-    if mode is not None:
-        data["mode"] = mode
-    if workers is not None:
-        data["workers"] = workers
-    if state is not None:
-        data["state"] = {"url": state}
+    if over.mode is not None:
+        data["mode"] = over.mode
+    if over.workers is not None:
+        data["workers"] = over.workers
+    if over.state is not None:
+        data["state"] = {"url": over.state}
     try:
         settings = read_as(Settings, data)
     except ValidationError as error:
@@ -80,32 +66,23 @@ def loaded_from_args(
     return of_settings(settings)
 
 
-def from_file(
-    file: str | None,
-    *,
-    port: int | None = None,
-    host: str | None = None,
-    admin_port: int | None = None,
-    mode: str | None = None,
-    workers: int | None = None,
-    state: str | None = None,
-) -> Loaded:
-    """What a file says (None: the one that ships), with the arguments on top. ConfigError names every mistake."""
+def from_file(file: str | None, over: Over = Over()) -> Loaded:  # noqa: B008  (frozen)
+    """What a file says (None: the one that ships), with the command line's on top. ConfigError names every mistake."""
     loaded = replace(load(file), document=None)  # what stands where was of use while it was read
     settings = loaded.settings
-    listen: dict[str, Any] = {name: value for name, value in (("port", port), ("host", host)) if value is not None}
+    listen: dict[str, Any] = {name: value for name, value in (("port", over.port), ("host", over.host)) if value is not None}
     update: dict[str, Any] = {"listen": replace(settings.listen, **listen)} if listen else {}
-    if admin_port is not None:
-        update["admin"] = replace(settings.admin, port=admin_port)
-    if mode is not None:
-        update["mode"] = Mode(mode)
-    if workers is not None:
-        update["workers"] = workers
-    if state is not None:
+    if over.admin_port is not None:
+        update["admin"] = replace(settings.admin, port=over.admin_port)
+    if over.mode is not None:
+        update["mode"] = Mode(over.mode)
+    if over.workers is not None:
+        update["workers"] = over.workers
+    if over.state is not None:
         try:
-            parse_state_url(state)
+            parse_state_url(over.state)
         except ValueError as wrong:
             raise ConfigError([Finding("(arguments)", None, "--state", f"expected {wrong}")]) from None
-        update["state"] = replace(settings.state, url=state)
+        update["state"] = replace(settings.state, url=over.state)
     settings = replace(settings, **update)
     return replace(loaded, settings=settings, shown=shown(settings))

@@ -1,7 +1,7 @@
 """What gateway.yaml may say: every key, its default and its meaning. One field is one key; docs/config.md is made from this file.
 
 An attribute ends in `_s` where the YAML writes a duration (`connect: 500ms` is `connect_s`). Whether names lead anywhere is checked in
-config/references.py, since that needs the whole file; reading and error places are config/load.py's business.
+config/load.py, since that needs the whole file; how mistakes are told is config/mistakes.py's business.
 Defaults of limits and timeouts come from what peers ship and what they suffered from; each says what it protects.
 """
 

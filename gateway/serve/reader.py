@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 import gateway
 
 if TYPE_CHECKING:
+    from gateway.config.asked import Asked
     from gateway.config.loaded import ConfigError, Loaded
 
 Reads = Callable[[], Awaitable["Loaded"]]
@@ -30,13 +32,13 @@ BEGIN = "import sys; place = sys.argv.pop(1); place in sys.path or sys.path.inse
 
 
 class Reader:
-    """A file, or a model and its pools, with what the command line had `over` it (config/oneline.py)."""
+    """Of what a command line asked for."""
 
-    def __init__(self, file: str | None, over: Mapping[str, Any], model: str | None = None, pools: Sequence[str] = ()) -> None:
-        self._asked = {"file": file, "model": model, "pools": pools, "over": over}
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
 
     def _command(self, patient: bool) -> list[str]:
-        asked = msgspec.json.encode(self._asked | {"patient": patient}).decode()
+        asked = msgspec.json.encode(replace(self._asked, patient=patient)).decode()
         return [sys.executable, "-P", "-c", BEGIN, str(Path(gateway.__file__).parents[1]), asked]
 
     def begin(self) -> Callable[[], Loaded]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.config.settings import Limits
 from gateway.core.flow import Endpoint
-from gateway.openai.body import read, with_service_tier
+from gateway.openai.body import MAX_BLOCKS, read, with_service_tier
 from gateway.openai.errors import ApiError
 
 LIMITS = Limits()
@@ -109,6 +109,28 @@ def test_what_is_wrong_is_400_and_never_repeated(raw: bytes, code: str) -> None:
 )
 def test_what_only_the_engine_can_judge_goes_on_unchanged(raw: bytes) -> None:
     assert sent(body(raw)) == raw
+
+
+def of_text(*content: str, **more: Any):
+    return body(chat(messages=[{"role": "system", "content": text} for text in content], **more))
+
+
+def test_prompts_that_begin_alike_share_hashes_as_far_as_they_do() -> None:
+    one, other = of_text("a" * 3000 + "b" * 3000).prefix_hashes, of_text("a" * 3000 + "c" * 3000).prefix_hashes
+    assert len(one) == len(other) == 5
+    assert one[:2] == other[:2]
+    assert not set(one[2:]) & set(other[2:])
+    alike = of_text("a" * 30_000).prefix_hashes  # whose blocks say the same: each stands for all that comes before it, too
+    assert len(set(alike)) == len(alike) == MAX_BLOCKS
+    assert of_text("short").prefix_hashes == ()
+
+
+@pytest.mark.parametrize("unusual", [{"metadata": {}}, {"padding": "x" * 70_000}])
+def test_a_body_is_understood_alike_at_a_glance_and_key_by_key(unusual: dict[str, Any]) -> None:
+    glanced, read_whole = of_text("You are terse." * 300, "hi", n=2), of_text("You are terse." * 300, "hi", n=2, **unusual)
+    for name in ("app", "prefix_hashes", "text_bytes", "model", "n", "stream", "max_output_tokens", "plain"):
+        assert getattr(glanced, name) == getattr(read_whole, name), name
+    assert bytes(glanced.prompt) == bytes(read_whole.prompt)
 
 
 def test_usage_is_asked_for_in_streams_that_did_not_say() -> None:

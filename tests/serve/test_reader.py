@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config.asked import Asked, Over
 from gateway.config.loaded import ConfigError, Loaded
 from gateway.config.oneline import from_file, loaded_from_args
 from gateway.serve import reader
@@ -39,14 +40,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def findings(read: Read, file: Path | str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        read(Reader(str(file), {}))
+        read(Reader(Asked(str(file))))
     return [str(finding) for finding in caught.value.findings]
 
 
 def test_it_is_what_reading_it_here_would_give_with_the_command_line_on_top(file: Path, read: Read) -> None:
-    over = {"port": 1234, "host": None, "admin_port": 0, "mode": "observe", "workers": 2, "state": "redis://a"}
-    there = read(Reader(str(file), over))
-    assert there == from_file(str(file), **over)
+    over = Over(port=1234, admin_port=0, mode="observe", workers=2, state="redis://a")
+    there = read(Reader(Asked(str(file), over=over)))
+    assert there == from_file(str(file), over)
     assert [key.key.get_secret_value() for key in there.settings.keys if key.key] == ["hush", "quiet"]
     assert (there.settings.listen.port, there.settings.mode.value, there.settings.state.url) == (1234, "observe", "redis://a")
     assert b"redis://a" in there.shown
@@ -55,9 +56,9 @@ def test_it_is_what_reading_it_here_would_give_with_the_command_line_on_top(file
 
 def test_one_line_of_arguments_is_read_there_too(read: Read) -> None:
     pools = ("premium:H100=http://a", "cost:A10:limit=3=http://b")
-    assert read(Reader(None, {"port": 0}, "m", pools)) == loaded_from_args("m", pools, port=0)
+    assert read(Reader(Asked(None, "m", pools, Over(port=0)))) == loaded_from_args("m", pools, Over(port=0))
     with pytest.raises(ConfigError, match="is not NAME"):
-        read(Reader(None, {}, "m", ("nonsense",)))
+        read(Reader(Asked(None, "m", ("nonsense",))))
 
 
 def test_every_mistake_comes_back_with_its_place(file: Path, read: Read) -> None:
