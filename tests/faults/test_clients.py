@@ -95,6 +95,7 @@ def test_a_client_that_leaves_during_prefill_closes_the_engines_connection(place
     until(lambda: engine.requests)
     sock.close()
     until(lambda: engine.closed and gateway.in_flight() == 0)
+    assert len(engine.requests) == 1  # nobody tried again for who is gone
 
 
 @pytest.mark.parametrize("reset", [False, True])
