@@ -116,7 +116,7 @@ class Worker:
 
     def arrive(self, rank: int = 4, count: int = 1, n: int = 1) -> None:
         for _ in range(count):
-            tag: Tag = made.tag(rank)
+            tag: Tag = made.tag(rank, ttft_s=HANG_S)  # on a busy machine too, nobody comes too late and has to stand back
             request = made.request(arrived_at_s=time.monotonic(), n=n)
             self.live.submit(self.live.ticket(request, tag, _Waiting(self)))
 
