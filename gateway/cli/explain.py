@@ -146,11 +146,13 @@ def _weighed(step: dict[str, Any]) -> str:
 
 def _kept(one: dict[str, Any]) -> str:
     """What was asked of it where a class that is worth more streams, and what would have been without that."""
-    asks_per_s, residents_per_s = one["kept"]["asks_per_s"], one["kept"]["residents_per_s"]
-    return (
-        f"{one['instance_id']} is kept for a class that is worth more: a second of its time counts for {asks_per_s:.2f} kept promises"
-        f" there instead of {residents_per_s:.2f}, and this request takes {_time(one['work_s'])} of it"
-    )
+    kept, takes = one["kept"], _time(one["work_s"])
+    asks_per_s, residents_per_s, turned_away = kept["asks_per_s"], kept["residents_per_s"], kept["turned_away"]
+    told = f"{one['instance_id']} is kept for a class that is worth more"
+    if asks_per_s > residents_per_s:
+        told += f": a second of its time counts for {asks_per_s:.2f} kept promises there instead of {residents_per_s:.2f}"
+        told += f", and this request takes {takes} of it"
+    return f"{told}; who comes while its prompt is read counts for {turned_away:.2f} more" if turned_away >= 0.005 else told
 
 
 def _verdict(got: dict[str, Any], targets: dict[str, float], stream: bool) -> Text:

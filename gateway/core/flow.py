@@ -10,7 +10,6 @@ even where all else is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from gateway.core.instance import Instance
     from gateway.core.queues import Lane
+    from gateway.core.reserve import Kept
 
 
 class Endpoint(StrEnum):
@@ -177,7 +177,7 @@ class Ticket:
     weight: float  # what keeping its promise counts for: its tenant's fair share over the share it has had (core/shares)
     worth: float  # its class's
     stake_per_s: float  # weighted likelihood that a second of delay costs it where it runs, as its policy reckons
-    kept_per_s: Mapping[str, float] | None  # by instance: what a second of its time costs this one at least (core/reserve)
+    kept: Kept | None  # instances where this one has to pay for a class that is worth more, as last looked
     lane: Lane | None  # where it waits: core/queues' own, None = it does not
     wish: Instance | None  # the instance it would start on now, had this worker a lease on the slot
     trail: list[tuple[float, str, Any, Any]]  # what happened to it: core/trail's own
@@ -203,7 +203,7 @@ class Ticket:
         self.seen_version = -1
         self.weight = self.worth = 1.0
         self.stake_per_s = 0.0
-        self.kept_per_s = self.lane = self.wish = None
+        self.kept = self.lane = self.wish = None
         self.trail = []
 
     def slack_s(self, now_s: float) -> float:

@@ -66,16 +66,16 @@ class Trails:
         if len(trail) < MAX_STEPS:
             # An empty list is used again for the next one's.
             noted = candidates if 0 < len(candidates) <= MAX_CANDIDATES else candidates[:MAX_CANDIDATES]
-            kept = _kept(placement.ticket, noted) if placement.ticket.kept_per_s else None
-            trail.append((now_s, "started", (placement.prediction, noted, kept), placement.instance_id))
+            asked = _asked(placement.ticket, noted)
+            trail.append((now_s, "started", (placement.prediction, noted, asked), placement.instance_id))
 
     def weighed(self, ticket: Ticket, candidates: list[Considered], ahead: int, wait_s: float, now_s: float) -> None:
         """No place was found among `candidates`: with so many before it, a slot was expected in `wait_s`."""
         if len(ticket.trail) < MAX_STEPS:
             could_wait_s = max(ticket.latest_start_at_s - now_s, 0.0)  # as of now: a looser class will give it more
             noted = candidates[:MAX_CANDIDATES]
-            kept = _kept(ticket, noted) if ticket.kept_per_s else None
-            ticket.trail.append((now_s, "weighed", (ahead, wait_s, could_wait_s, noted, kept), ""))
+            asked = _asked(ticket, noted)
+            ticket.trail.append((now_s, "weighed", (ahead, wait_s, could_wait_s, noted, asked), ""))
 
     def refused(self, refuse: Refuse, now_s: float) -> None:
         """It was told no."""
@@ -98,18 +98,24 @@ def _is_remarkable(ticket: Ticket) -> bool:
     return what != "finished" or outcome.result is not Result.COMPLETED or missed(ticket, outcome)
 
 
-Kept = dict[str, tuple[float, float]]
+Asked = dict[str, tuple[float, float, float]]
+ASKED = ("asks_per_s", "residents_per_s", "turned_away")
 
 
-def _kept(ticket: Ticket, candidates: list[Considered]) -> Kept | None:
-    """The candidates kept for a class that is worth more, where that is dearer than whom it would have delayed: both prices, a second."""
-    asked = ticket.kept_per_s or {}
-    bound: Kept = {}
-    for instance, *_ in candidates:
-        asks_per_s = asked.get(instance.spec.instance_id, 0.0)
-        if asks_per_s > instance.stake_per_s:
-            bound[instance.spec.instance_id] = asks_per_s, instance.stake_per_s
-    return bound or None
+def _asked(ticket: Ticket, candidates: list[Considered]) -> Asked | None:
+    """By candidate kept for a class that is worth more, where that makes it dearer: what a second costs that class, what it would cost whom
+    it delays, and what it costs who comes while its prompt is read."""
+    kept = ticket.kept
+    if kept is None:
+        return None
+    asked: Asked = {}
+    for instance, ttft_s, _, _, work_s, _, _ in candidates:
+        asks_per_s = kept.delays_per_s.get(instance.spec.instance_id)
+        if asks_per_s is not None:
+            turned_away = kept.turned_away(work_s, ttft_s)
+            if asks_per_s > instance.stake_per_s or turned_away:
+                asked[instance.spec.instance_id] = asks_per_s, instance.stake_per_s, turned_away
+    return asked or None
 
 
 def _why_not(prediction: Prediction, tightest_itl_s: float, ticket: Ticket, at_s: float) -> str:
@@ -169,16 +175,16 @@ def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) 
     if instance_id:
         told["instance_id"] = instance_id
     if what == "started":
-        prediction, candidates, kept = value
+        prediction, candidates, asked = value
         if prediction is not None:
             told["predicted"] = _shown(prediction)
         if candidates:
-            told["candidates"] = [_candidate(ticket, at_s, instance_id, kept, *one) for one in candidates]
+            told["candidates"] = [_candidate(ticket, at_s, instance_id, asked, *one) for one in candidates]
     elif what == "weighed":
-        ahead, wait_s, could_wait_s, candidates, kept = value
+        ahead, wait_s, could_wait_s, candidates, asked = value
         told |= {"ahead": ahead, "slot_expected_in_s": round(wait_s, 3), "can_wait_s": round(could_wait_s, 3)}
         if candidates:
-            told["candidates"] = [_candidate(ticket, at_s, "", kept, *one) for one in candidates]
+            told["candidates"] = [_candidate(ticket, at_s, "", asked, *one) for one in candidates]
     elif what == "refused":
         reason, retry_after_s = value
         told |= {"reason": reason.value, "retry_after_s": round(retry_after_s, 3)}
@@ -192,11 +198,11 @@ def _step(ticket: Ticket, at_s: float, what: str, value: Any, instance_id: str) 
 
 
 def _candidate(
-    ticket: Ticket, at_s: float, chosen_id: str, kept: Kept | None, instance: Instance, ttft_s: float, itl_s: float, e2e_s: float,
+    ticket: Ticket, at_s: float, chosen_id: str, asked: Asked | None, instance: Instance, ttft_s: float, itl_s: float, e2e_s: float,
     work_s: float, in_flight: int, tightest_itl_s: float,
 ) -> dict[str, Any]:  # fmt: skip
     spec, prediction = instance.spec, Prediction(ttft_s, itl_s, e2e_s, work_s)
-    asks_per_s, residents_per_s = kept.get(spec.instance_id, (0.0, 0.0)) if kept else (0.0, 0.0)
+    kept = asked.get(spec.instance_id) if asked else None
     return {
         "instance_id": spec.instance_id,
         "tier": spec.tier,
@@ -205,6 +211,6 @@ def _candidate(
         "predicted": _shown(prediction),
         "work_s": round(work_s, 3),
         "would_miss": _why_not(prediction, tightest_itl_s, ticket, at_s),
-        "kept": {"asks_per_s": round(asks_per_s, 3), "residents_per_s": round(residents_per_s, 3)} if asks_per_s else None,
+        "kept": {name: round(price, 3) for name, price in zip(ASKED, kept, strict=True)} if kept else None,
         "chosen": spec.instance_id == chosen_id,
     }

@@ -1,7 +1,7 @@
 """Best value: the instance where keeping this promise is worth most beside what it takes from the promises already made there.
 
-Worth is the likelihood that first token, gaps and end are all in time. The price is the engine time it takes, at what a second of delay
-costs those there, or the class an instance is kept for. What is worth less waits while it can be saved, then takes what nobody misses."""
+Worth is the likelihood that first token, gaps and end are all in time; the price is the engine time it takes, at what a delay costs those
+there, or the class an instance is kept for. What is worth less waits while it can be saved, then takes what nobody misses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.core.instance import Instance
 from gateway.core.policy import LATE, WAIT, Chance, Fleet, Policy, Verdict
 from gateway.core.reserve import Reserve
 
-TOLL, EASE = 2.5, 0.2  # delays breed delays: who is held up stays in the way of those who come next; fewer while there is room for all
+TOLL, EASE = 2.5, 0.35  # delays breed delays: who is held up stays in the way of those who come next; fewer while there is room for all
 ENOUGH = 0.9  # odds of the end, which are wide: on a calm fleet 99 in 100 of what is predicted so are in time
 LEAST, IDLE = 0.3, 0.05  # value for which an engine's time is kept once there is not enough of it; what serving somebody late is worth
 USD = 0.005  # likelihood that a dollar an hour has to be worth
@@ -25,9 +25,9 @@ def policy(chance: Chance) -> Policy:
         # Odds against the end: (predicted / time left)^2, as lengths spread. Against a gap of x times its promise: x^6 to 9; against such a
         # first token x^6 + x^24 to 9: who comes after it may still delay it a little, and well beyond its promise nothing saves it.
         late, weight, itl_target_s = ticket.late, ticket.weight, ticket.itl_target_s or ticket.tag.targets.itl_s
-        kept_per_s = ticket.kept_per_s = reserve.prices_per_s(ticket, fleet, now_s)
         left_s, ttft_left_s = max(ticket.e2e_deadline_at_s - now_s, 1e-3), max(ticket.ttft_deadline_at_s - now_s, 1e-3)
         calm_ratio, room_ratio = budget.left_ratios(ticket.model)
+        kept = ticket.kept = reserve.kept_from(ticket, fleet, room_ratio, now_s)
         toll, most_s = TOLL * (1.0 - EASE * room_ratio), 1e9 if late else itl_target_s
         best: Instance | None = None
         best_value, best_odds = 0.0 if late else weight * LEAST * (1.0 - room_ratio), (1.0, 1.0, 1.0)
@@ -40,8 +40,8 @@ def policy(chance: Chance) -> Policy:
             first, ends, flows = first * first, 1.0 + end * end, 1.0 + gap * gap / 9.0
             likely = weight / (ends * flows * (1.0 + first * (1.0 + first * first * first) / 9.0))
             worth = likely * (1.0 - calm_ratio * (1.0 - ENOUGH * ends)) if ENOUGH * ends < 1.0 else likely
-            least_per_s = kept_per_s.get(instance.spec.instance_id, 0.0) if kept_per_s else 0.0
-            value = worth - max(toll * instance.stake_per_s, TOLL * least_per_s) * work_s - USD * instance.usd_per_hour
+            cost = toll * instance.stake_per_s * work_s
+            value = worth - (cost if kept is None else kept.cost(instance, cost, work_s, ttft_s, TOLL)) - USD * instance.usd_per_hour
             value += max(weight * IDLE - likely, 0.0) - 1e-5 * e2e_s if late else 0.0
             if value > best_value:
                 best, best_value, best_odds = instance, value, (likely, ends, flows)

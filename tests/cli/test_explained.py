@@ -81,21 +81,24 @@ def test_a_refusal_shows_what_each_open_instance_would_have_missed() -> None:
     assert "refused: no instance could have kept the promise; it was told to come back in" in text
 
 
-def test_an_instance_kept_for_a_class_worth_more_says_what_it_asked() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_an_instance_kept_for_a_class_worth_more_says_what_it_asked(late: bool) -> None:
     made = core(64, 64, 64)
     classes = tuple(replace(class_, worth=40.0 if class_.rank == 0 else 1.0) for class_ in made.settings.classes)
     made.settings_changed(replace(made.settings, classes=classes), 10.0)
-    for number in range(40):  # most of them stream on the one that is kept
-        [start] = made.arrived(request(f"i{number}", arrived_at_s=10.0 + number), tag(0, 1.0), 10.0 + number)
-        made.first_token(start.placement, 10.1 + number)
-        made.finished(start.placement, replace(completed(), e2e_s=0.9), 10.9 + number)
+    for number in range(40):  # most of them stream on the one that is kept; when their tokens are late, there is not room for all
+        [start] = made.arrived(request(f"i{number}", arrived_at_s=10.0 + number), tag(0, 0.2), 10.0 + number)
+        made.first_token(start.placement, 10.05 + number)
+        made.finished(start.placement, replace(completed(), tpot_s=0.05 if late else 0.01, e2e_s=0.9), 10.9 + number)
     made.arrived(request("r", prompt_tokens=8_000, arrived_at_s=51.0), tag(4, 5.0), 51.0)
     ticket = made.trails.of("r")
-    [kept] = [one for one in tell(ticket)["steps"][0]["candidates"] if one["kept"]]  # type: ignore[arg-type]
-    assert kept["kept"]["asks_per_s"] > kept["kept"]["residents_per_s"]
-    assert not kept["chosen"]
-    text = " ".join(said(ticket).split())
-    assert f"{kept['instance_id']} is kept for a class that is worth more: a second of its time counts for" in text
+    [one] = [one for one in tell(ticket)["steps"][0]["candidates"] if one["kept"]]  # type: ignore[arg-type]
+    kept, text = one["kept"], " ".join(said(ticket).split())
+    assert not one["chosen"]
+    assert kept["turned_away"] > 0.1
+    assert f"who comes while its prompt is read counts for {kept['turned_away']:.2f} more" in text
+    assert (kept["asks_per_s"] > kept["residents_per_s"]) is late
+    assert (f"{one['instance_id']} is kept for a class that is worth more: a second of its time counts for" in text) is late
 
 
 def test_a_looser_class_is_told_with_what_its_own_would_have_meant() -> None:

@@ -276,7 +276,7 @@ def test_best_value_uses_the_cheaper_card_while_nothing_misses_and_the_surer_one
 
 def test_best_value_lets_wait_what_would_cost_those_who_stream_more_than_it_brings() -> None:
     core = core_of("best_value", TWO[:1])
-    tight(core, 6)
+    tight(core, 10)
     stakes_per_s = core.fleet.by_id["premium/a"].stake_per_s
     assert long_document(core, "heavy") == ""
     [light] = tight(core)  # though it came later: it asks for little

@@ -47,6 +47,6 @@ def test_what_is_not_refusable_is_never_refused_for_load() -> None:
 
 def test_a_tenant_that_sends_ten_times_as_much_pays_for_it_itself() -> None:
     noisy = Workload("noisy", tenants={"loud": 10, "quiet": 1})
-    tenants = measured(replace(MIXED, workload=noisy, rate_per_s=9.0))["by_tenant"]
-    assert tenants["quiet"]["attained_ratio"] >= 0.95
-    assert tenants["quiet"]["attained_ratio"] > tenants["loud"]["attained_ratio"]
+    tenants = measured(replace(MIXED, workload=noisy, rate_per_s=9.0, span_s=240.0))["by_tenant"]  # so that a tenth of it says something
+    missed = {name: 1.0 - of["attained_ratio"] for name, of in tenants.items()}
+    assert missed["quiet"] <= min(missed["loud"] / 3, 0.07)
