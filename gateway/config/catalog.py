@@ -122,8 +122,8 @@ class ExperienceClass(ConfigModel):
     ceiling: Ratio
     """its work starts on an instance only while that is less saturated than this"""
     worth: Factor = 1.0
-    """how many times over others pay for delaying its answers, where those stream most; above 1 keeps up to a third of alike
-    instances for it while it is busy"""
+    """how many times over others pay for delaying its answers and those who come for one, where they stream most; above 1 keeps up to
+    a third of alike instances for it while it is busy"""
     tiers: Annotated[tuple[Name, ...], SOME]
     """preferred first"""
     refusable: Flag = True

@@ -228,8 +228,8 @@ class ClassChange(ConfigModel):
     ceiling: Ratio | None = None
     """its work starts on an instance only while that is less saturated than this"""
     worth: Factor | None = None
-    """how many times over others pay for delaying its answers, where those stream most; above 1 keeps up to a third of alike
-    instances for it while it is busy"""
+    """how many times over others pay for delaying its answers and those who come for one, where they stream most; above 1 keeps up to
+    a third of alike instances for it while it is busy"""
     tiers: Annotated[tuple[Name, ...], SOME] | None = None
     """preferred first"""
     refusable: Flag | None = None
