@@ -91,12 +91,12 @@ def test_who_no_longer_asks_is_forgotten() -> None:
 
 
 def test_delays_are_forgiven_while_there_is_room_for_all() -> None:
-    dear, cheap, free = (one(room_ratio) for room_ratio in (0.0, 0.9, 1.0))
+    dear, cheap, free = (asked_with(room_ratio) for room_ratio in (0.0, 0.9, 1.0))
     assert dear > 3 * cheap > 0.0
     assert free == 0.0
 
 
-def one(room_ratio: float) -> float:
+def asked_with(room_ratio: float) -> float:
     reserve, fleet = Reserve(), core_with(*THREE).fleet
     answered(reserve, "premium/a")
     return prices(reserve, fleet, ticket(), 13.0, room_ratio)["premium/a"]
@@ -115,6 +115,8 @@ def test_a_prompt_that_takes_longer_to_read_than_the_class_waits_pays_for_who_co
     assert kept.cost(at, 0.0, 9.0, first_s + 0.5, 2.5) == pytest.approx(12 * 4.0 * 0.5 / MEMORY_S, rel=0.1)
     assert kept.cost(at, 0.0, 0.2, first_s + 0.5, 2.5) == pytest.approx(12 * 4.0 * 0.2 / MEMORY_S, rel=0.1), "never for more than it takes"
     assert kept.cost(elsewhere, 0.7, 9.0, first_s + 0.5, 2.5) == 0.7
+    assert reserve.kept_from(ticket(), fleet, 1.0, 12.0 + MEMORY_S / 2) is kept
+    assert kept.turned_away(9.0, first_s + 0.5) == pytest.approx(12 * 4.0 * 0.5 / MEMORY_S * 0.57, rel=0.1), "fewer have come of late"
 
 
 def test_who_delays_others_there_more_than_the_class_pays_for_them() -> None:

@@ -47,6 +47,7 @@ def test_what_is_not_refusable_is_never_refused_for_load() -> None:
 
 def test_a_tenant_that_sends_ten_times_as_much_pays_for_it_itself() -> None:
     noisy = Workload("noisy", tenants={"loud": 10, "quiet": 1})
-    tenants = measured(replace(MIXED, workload=noisy, rate_per_s=9.0, span_s=240.0))["by_tenant"]  # so that a tenth of it says something
-    missed = {name: 1.0 - of["attained_ratio"] for name, of in tenants.items()}
-    assert missed["quiet"] <= min(missed["loud"] / 3, 0.07)
+    runs = [measured(replace(MIXED, workload=noisy, rate_per_s=9.0, span_s=240.0, seed=SEED + more))["by_tenant"] for more in range(3)]
+    quiet, loud = (sum(run[who]["attained"] for run in runs) / sum(run[who]["offered"] for run in runs) for who in ("quiet", "loud"))
+    assert quiet >= 0.95
+    assert quiet > loud
